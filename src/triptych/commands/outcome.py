@@ -1,0 +1,35 @@
+"""What a command says when it is done."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Outcome(NamedTuple):
+    """The result of a command."""
+
+    lines: tuple[str, ...]
+    """For people: where the results are, or the answer itself."""
+    figures: dict[str, Any]
+    """For programs (`--json`)."""
+
+
+def run_outcome(run_dir: Path, report: Path, *, did_work: bool) -> Outcome:
+    """The outcome of a command that filled a run directory: the path of its report, and the run's main figures."""
+    stages = _read(run_dir / "manifest.json").get("stages", {})
+    claims = run_dir / "decoding" / "claims.json"
+    verdicts = Counter(claim["verdict"] for claim in json.loads(claims.read_bytes())) if claims.exists() else Counter()
+    figures = {
+        "run": str(run_dir),
+        "report": str(report),
+        "did_work": did_work,
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "decoding": {**_read(run_dir / "decoding" / "costs.json"), "claims": dict(verdicts)},
+    }
+    return Outcome((str(report),), figures)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return loaded

@@ -1,0 +1,47 @@
+"""`triptych study`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triptych.commands.options import command_line, globals_of
+from triptych.commands.outcome import Outcome, run_outcome
+
+
+def study(
+    context: typer.Context,
+    recipe: Annotated[
+        str, typer.Option(help="starter, smoke, paper, or a FILE.yaml (such as the config.yaml of a run).")
+    ] = "starter",
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory. By default runs/RECIPE.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; may be given again."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the run directory holds.")] = False,
+) -> Outcome:
+    """All panels in order, then the report.
+
+    Run again with the same --out, finished stages are kept and an interrupted one goes on.
+
+    \b
+    Examples:
+      triptych study
+      triptych study --recipe smoke --out /tmp/smoke
+      triptych study --recipe paper --set decoding.limit=50 --set seed=1 --out runs/paper-50
+      triptych study --recipe runs/starter/config.yaml --out runs/again
+    """
+    from triptych.study import default_out, load_recipe, run_study
+
+    config = load_recipe(recipe, overrides or [])
+    done = run_study(
+        config,
+        default_out(recipe) if out is None else out,
+        command=command_line(),
+        fresh=fresh,
+        show_progress=not globals_of(context).quiet,
+    )
+    return run_outcome(done.run_dir, done.report, did_work=done.did_work)

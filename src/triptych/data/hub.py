@@ -1,0 +1,77 @@
+"""Hub data sets, through `datasets`: the rows of the `train` split, and a quick answer where there is no network.
+
+Not here: local files (`tables`), models.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from triptych.errors import DataError
+from triptych.models.hub import PROBE_SECONDS, first_line
+
+SPLIT = "train"
+
+
+def read_hub_rows(name: str) -> list[dict[str, Any]]:
+    """Every row of the `train` split of a hub data set, from the local cache where the hub cannot be reached.
+
+    Raises `DataError` where the hub does not know it, it is neither cached nor reachable, or has no such split.
+    """
+    problem = _hub_problem(name)
+    if problem is not None and not _is_cached(name):
+        raise DataError(f"data set {name} is not in the local cache (nor is it a local file) and {problem}")
+    try:
+        with _quiet_datasets(offline=problem is not None):
+            rows: list[dict[str, Any]] = datasets.load_dataset(name, split=SPLIT).to_list()
+    except Exception as error:
+        raise DataError(f"data set {name}: its split '{SPLIT}' cannot be read ({first_line(error)})") from error
+    return rows
+
+
+def _hub_problem(name: str) -> str | None:
+    """Why the hub cannot give a data set, with the remedy; None where it can. One question with a short limit."""
+    try:
+        HfApi().dataset_info(name, timeout=PROBE_SECONDS)
+    except GatedRepoError:
+        return "it is gated; accept its terms on the hub, then `hf auth login`"
+    except RepositoryNotFoundError:
+        return "the hub does not know it; check the spelling, or log in"
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set; unset it, fetch the data set beforehand, or use 'starter'"
+    except Exception as error:  # noqa: BLE001  (the HTTP library behind huggingface_hub, and so the error, has changed)
+        remedy = "check the connection, fetch the data set beforehand, or use 'starter'"
+        return f"the hub cannot be reached ({first_line(error)}); {remedy}"
+    return None
+
+
+def _is_cached(name: str) -> bool:
+    """Whether `datasets` has prepared this data set before; it names the folder `org___snake_case_name`."""
+    *organisation, last = name.split("/")
+    snake = re.sub(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", last).lower()
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*organisation, snake])
+    return any(folder.glob("*/*/*"))
+
+
+@contextmanager
+def _quiet_datasets(*, offline: bool) -> Iterator[None]:
+    """No progress bars; and with `offline` no tries to reach the hub, of which `datasets` would make six in 23 s."""
+    had_bars, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        datasets.logging.set_verbosity(verbosity)
+        if had_bars:
+            datasets.enable_progress_bars()

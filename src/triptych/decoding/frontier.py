@@ -1,0 +1,93 @@
+"""The quality-diversity frontier: settings that no other beats on both, every strategy given equally many tries.
+
+Quality is the mean reward where everything was scored, else the model's own mean log-probability, which is a substitute
+and named as one: likelihood is not quality (Zhang et al. 2021, "Trading Off Diversity and Quality in Natural Language
+Generation"). Diversity is EAD-1 over one completion a prompt: Distinct-1 corrected for the amount of text. A strategy
+with more settings has more chances to lie on the frontier (Schaeffer et al. 2025), so each point carries the number.
+
+Not here: choosing the settings (the study's configuration, which insists on equal numbers).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from triptych.decoding.arms import Arm, by_arm, common_prompts, first_samples, key_of
+from triptych.decoding.measures import Rewards, count_word_types, from_jackknife, mean_over_prompts
+from triptych.metrics import expectation_adjusted_jackknife
+from triptych.records import Estimate, FrontierPoint, Generation
+
+LOGPROB_NAME = "mean log-probability (nats per token; not quality)"
+DIVERSITY_NAME = "EAD-1 across prompts"
+
+
+class _Point(NamedTuple):
+    arm: Arm
+    quality: Estimate
+    diversity: Estimate
+
+
+def build_frontier(
+    generations: Sequence[Generation], rewards: Rewards | None = None, *, reward_model: str | None = None, seed: int = 0
+) -> list[FrontierPoint]:
+    """One point a setting, arms in the order given, all on the prompts that every arm completed.
+
+    The vocabulary size of EAD is the number of word types in the texts compared. Empty where the arms share no prompt.
+    """
+    arms = {arm: first_samples(rows) for arm, rows in by_arm(generations).items()}
+    prompts = common_prompts(list(arms.values()))
+    if not prompts:
+        return []
+    rows = {arm: [firsts[prompt_id] for prompt_id in prompts] for arm, firsts in arms.items()}
+    scored = rewards if rewards is not None and _all_scored(list(rows.values()), rewards) else None
+    vocabulary_size = count_word_types(generation.text for own in rows.values() for generation in own)
+    points = [
+        _Point(arm, _quality(own, scored, seed), _diversity([g.text for g in own], vocabulary_size))
+        for arm, own in rows.items()
+    ]
+    quality_name = LOGPROB_NAME if scored is None else f"mean reward ({reward_model or 'reward model'})"
+    budgets = Counter(arm.strategy for arm in rows)
+    return [
+        _record(point, quality_name, budgets[point.arm.strategy], is_on_frontier(point, points)) for point in points
+    ]
+
+
+def is_on_frontier(point: _Point, points: Sequence[_Point]) -> bool:
+    """Whether both figures of the point exist and no other point is at least as good on both and better on one."""
+    if point.quality.mean is None or point.diversity.mean is None:
+        return False
+    return not any(_dominates(other, point) for other in points)
+
+
+def _dominates(one: _Point, other: _Point) -> bool:
+    # NaN, which stands for no value, compares as false: such a point dominates nothing.
+    quality, diversity = one.quality.value - other.quality.value, one.diversity.value - other.diversity.value
+    return quality >= 0.0 and diversity >= 0.0 and (quality > 0.0 or diversity > 0.0)
+
+
+def _all_scored(rows: Sequence[Sequence[Generation]], rewards: Rewards) -> bool:
+    """A frontier with some points in rewards and some in nats would compare nothing."""
+    return all(rewards.get(key_of(generation)) is not None for own in rows for generation in own)
+
+
+def _quality(rows: Sequence[Generation], rewards: Rewards | None, seed: int) -> Estimate:
+    values = [g.mean_logprob if rewards is None else rewards[key_of(g)] for g in rows]
+    return mean_over_prompts(values, [g.prompt_id for g in rows], seed=seed)
+
+
+def _diversity(texts: Sequence[str], vocabulary_size: int) -> Estimate:
+    return from_jackknife(expectation_adjusted_jackknife(texts, 1, vocabulary_size), len(texts))
+
+
+def _record(point: _Point, quality_name: str, budget: int, on_frontier: bool) -> FrontierPoint:
+    return FrontierPoint(
+        strategy=point.arm.strategy,
+        params=point.arm.settings,
+        temperature=point.arm.temperature,
+        quality=point.quality,
+        quality_name=quality_name,
+        diversity=point.diversity,
+        diversity_name=DIVERSITY_NAME,
+        on_frontier=on_frontier,
+        budget=budget,
+    )

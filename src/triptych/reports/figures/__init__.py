@@ -1,0 +1,65 @@
+"""Figures of a run, numbered as in the paper, and ours beside them."""
+
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from triptych.reports.figures import distinct, likelihood, shape, tradeoff
+from triptych.reports.figures.distinct import figure_05, figure_06, figure_diversity_matched
+from triptych.reports.figures.likelihood import figure_01, figure_02, figure_03, figure_04
+from triptych.reports.figures.shape import figure_length, figure_stops
+from triptych.reports.figures.spec import FigureSpec
+from triptych.reports.figures.svg import inline, to_png, to_svg
+from triptych.reports.figures.tradeoff import figure_07, figure_frontier
+from triptych.reports.inputs import Decoding
+
+PAPER_FIGURES: tuple[FigureSpec, ...] = (*likelihood.SPECS, *distinct.SPECS, *tradeoff.SPECS)
+OWN_FIGURES: tuple[FigureSpec, ...] = (*tradeoff.OWN_SPECS, *distinct.OWN_SPECS, *shape.OWN_SPECS)
+
+
+class Rendered(NamedTuple):
+    """A drawn figure with its words, or why it could not be drawn."""
+
+    name: str
+    title: str
+    caption: str
+    """Or, where `absent`, empty."""
+    alt: str
+    svg: str
+    """A file of its own; empty where `absent`."""
+    png: bytes
+    absent: str | None
+
+    @property
+    def inline_svg(self) -> Markup:
+        """The SVG for a page."""
+        return Markup(inline(self.svg, self.alt))  # noqa: S704 - serialised, and so escaped, by ElementTree
+
+
+def render(spec: FigureSpec, run: Decoding) -> Rendered:
+    """Draw one figure of a run."""
+    if (absent := spec.absent(run)) is not None:
+        return Rendered(spec.name, spec.title, "", "", "", b"", absent)
+    figure, alt = spec.draw(run), spec.alt(run)
+    svg = to_svg(figure, spec.name, spec.title, alt)
+    return Rendered(spec.name, spec.title, spec.caption(run), alt, svg, to_png(figure), None)
+
+
+__all__ = [
+    "OWN_FIGURES",
+    "PAPER_FIGURES",
+    "FigureSpec",
+    "Rendered",
+    "figure_01",
+    "figure_02",
+    "figure_03",
+    "figure_04",
+    "figure_05",
+    "figure_06",
+    "figure_07",
+    "figure_diversity_matched",
+    "figure_frontier",
+    "figure_length",
+    "figure_stops",
+    "render",
+]

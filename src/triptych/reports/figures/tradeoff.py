@@ -1,0 +1,286 @@
+"""Figure 7 and the frontier: what variety costs in quality.
+
+Where no completion has a reward, figure 7 says so in large letters and shows the log-probability in its place, named as
+the substitute it is: likelihood is not quality (Zhang et al. 2021).
+"""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from triptych.records import Estimate, FrontierPoint
+from triptych.reports.arms import Arm, at_temperature, families, name_arms, name_families, setting_labels, strategy_name
+from triptych.reports.figures import style
+from triptych.reports.figures.spec import FigureSpec, interval_sentence, points_sentence, sweeps
+from triptych.reports.format import joined, plural, with_interval
+from triptych.reports.inputs import Decoding
+from triptych.reports.settings import lookup
+
+LABEL_WIDTH, LABEL_HEIGHT = 0.24, 0.045
+"""About the size of a label on the frontier, in fractions of the axes."""
+
+
+def is_scored(run: Decoding) -> bool:
+    """Whether the run has a reward for any arm of figure 7."""
+    return any(run.measured(arm, "reward") for arm in sweeps(run))
+
+
+def figure_07(run: Decoding) -> Figure:
+    """Distinct-1 across prompts against reward, one line a strategy, one point a temperature."""
+    scored = is_scored(run)
+    points, names = _points_07(run), name_families(run.arms)
+    looks = style.looks(families(points))
+    with style.applied():
+        figure, (axes,) = style.new_figure(3.7 if scored else 4.3)
+        for index, (family, look) in enumerate(looks.items()):
+            arms = [arm for arm in points if arm.family == family]
+            below = len(looks) > 1 and index == 0  # so that the labels of two lines keep apart
+            _trail(axes, [(arm.temperature, *points[arm]) for arm in arms], look, names[family], below=below)
+        axes.set_xlabel("Distinct-1 across prompts  (more varied →)")
+        axes.set_ylabel(f"mean reward ({_reward_model(run)})" if scored else "mean log-probability (nats per token)")
+        axes.margins(0.12)
+        axes.grid()
+        style.legend_above(figure, axes, columns=3)
+        if not scored:
+            _unscored_banner(axes)
+    return figure
+
+
+def figure_frontier(run: Decoding) -> Figure:
+    """Quality against diversity for every setting tried, with the frontier."""
+    points = _settings_by_strategy(run)
+    equal = _equal_budget(run)
+    with style.applied():
+        figure, (axes,) = style.new_figure(4.3 + 0.08 * len(points))
+        for strategy, settings in points.items():
+            name = strategy_name(strategy)
+            _setting_points(axes, settings, name if equal else f"{name} ({plural(settings[0].budget, 'setting')})")
+        _frontier_line(axes, run)
+        axes.margins(0.1)
+        _frontier_labels(axes, run)
+        axes.set_xlabel(f"{_first(run).diversity_name}  (more varied →)")
+        axes.set_ylabel(_first(run).quality_name)
+        axes.grid()
+        style.note(axes, f"{plural(equal, 'setting')} of each strategy" if equal else "")
+        style.legend_above(figure, axes, columns=3 if equal else 2)
+    return figure
+
+
+def _trail(
+    axes: Axes, points: list[tuple[float | None, Estimate, Estimate]], look: style.Look, label: str, *, below: bool
+) -> None:
+    """One strategy's points, joined in the order of temperature and labelled with it."""
+    x, y = [d.value for _, d, _ in points], [q.value for _, _, q in points]
+    axes.errorbar(
+        x,
+        y,
+        xerr=style.errors([diversity for _, diversity, _ in points]),
+        yerr=style.errors([quality for _, _, quality in points]),
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.line,
+        linewidth=1.1,
+        elinewidth=0.9,
+        capsize=2,
+        label=label,
+    )
+    for (temperature, _, _), place in zip(points, zip(x, y, strict=True), strict=True):
+        _label(axes, "" if temperature is None else at_temperature(temperature), place, below=below)
+
+
+def _label(axes: Axes, text: str, place: tuple[float, float], *, below: bool = False) -> None:
+    """A label in a corner between the error bars; of falling lines the lower left and the upper right are free."""
+    offset, across, up = ((-4, -3), "right", "top") if below else ((4, 3), "left", "bottom")
+    axes.annotate(text, place, offset, textcoords="offset points", ha=across, va=up, fontsize=style.SMALL)
+
+
+def _unscored_banner(axes: Axes) -> None:
+    axes.set_title(
+        "Unscored: no reward model available.\nShown: log-probability, NOT quality.",
+        loc="left",
+        linespacing=1.4,
+        pad=12,
+        bbox={"facecolor": "none", "edgecolor": style.RED, "boxstyle": "square,pad=0.5", "linewidth": 1.2},
+    )
+
+
+def _setting_points(axes: Axes, points: list[FrontierPoint], label: str) -> None:
+    look = style.STRATEGY_LOOKS.get(points[0].strategy, style.UNKNOWN_LOOK)
+    for on_frontier in (False, True):
+        chosen = [point for point in points if point.on_frontier is on_frontier]
+        axes.errorbar(
+            [point.diversity.value for point in chosen],
+            [point.quality.value for point in chosen],
+            xerr=style.errors([point.diversity for point in chosen]),
+            yerr=style.errors([point.quality for point in chosen]),
+            fmt=look.marker,
+            color=look.colour,
+            markerfacecolor=look.colour if on_frontier else "none",
+            alpha=1.0 if on_frontier else 0.6,
+            elinewidth=0.8 if on_frontier else 0.5,
+            capsize=0,
+            zorder=3 if on_frontier else 2,
+            label=label if on_frontier else None,  # the filled marker stands in the legend, also where none is drawn
+        )
+
+
+def _frontier_line(axes: Axes, run: Decoding) -> None:
+    on_it = [point for _, point in _on_frontier(run)]
+    x, y = [point.diversity.value for point in on_it], [point.quality.value for point in on_it]
+    # As error bars without bars, so that the legend lists it in the order of drawing: last.
+    axes.errorbar(x, y, color=style.INK, linewidth=1.1, linestyle="--", zorder=1, label="frontier")
+
+
+def _frontier_labels(axes: Axes, run: Decoding) -> None:
+    """What the settings on the frontier are; above and to the right of them no other setting can be in the way.
+
+    A label that would run into an earlier one is left out: the table has them all.
+    """
+    labels = setting_labels(arm for arm, _ in run.frontier)
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    placed: list[tuple[float, float]] = []
+    for arm, point in _on_frontier(run):
+        x, y = point.diversity.value, point.quality.value
+        place = ((x - left) / (right - left), (y - bottom) / (top - bottom))
+        if all(abs(place[0] - other[0]) > LABEL_WIDTH or abs(place[1] - other[1]) > LABEL_HEIGHT for other in placed):
+            _label(axes, labels[arm], (x, y))
+            placed.append(place)
+
+
+def _settings_by_strategy(run: Decoding) -> dict[str, list[FrontierPoint]]:
+    by_strategy: dict[str, list[FrontierPoint]] = {}
+    for arm, point in run.frontier:
+        by_strategy.setdefault(arm.strategy, []).append(point)
+    return by_strategy
+
+
+def _equal_budget(run: Decoding) -> int | None:
+    """Settings of each strategy, where all were given equally many."""
+    budgets = {point.budget for _, point in run.frontier}
+    return budgets.pop() if len(budgets) == 1 else None
+
+
+def _first(run: Decoding) -> FrontierPoint:
+    return run.frontier[0][1]
+
+
+def _on_frontier(run: Decoding) -> list[tuple[Arm, FrontierPoint]]:
+    """From the least to the most varied."""
+    measured = [
+        (arm, point)
+        for arm, point in run.frontier
+        if point.on_frontier and point.diversity.mean is not None and point.quality.mean is not None
+    ]
+    return sorted(measured, key=lambda pair: (pair[1].diversity.value, pair[1].quality.value))
+
+
+def _points_07(run: Decoding) -> dict[Arm, tuple[Estimate, Estimate]]:
+    """Diversity and quality of the arms that have both."""
+    quality_metric = "reward" if is_scored(run) else "mean_logprob"
+    points = {}
+    for arm in sweeps(run):
+        diversity, quality = run.measure(arm, "distinct_1", "across"), run.measure(arm, quality_metric)
+        if diversity is not None and quality is not None and diversity.mean is not None and quality.mean is not None:
+            points[arm] = (diversity, quality)
+    return points
+
+
+def _reward_model(run: Decoding) -> str:
+    """The reward model's short name, for the axis."""
+    return ", ".join(name.rsplit("/", 1)[-1] for name in run.reward_models) or "reward model's score"
+
+
+def _figure_07_absent(run: Decoding) -> str | None:
+    return None if _points_07(run) else "no arm with a temperature has both a Distinct-1 and a quality"
+
+
+def _figure_07_caption(run: Decoding) -> str:
+    points = _points_07(run)
+    both = [estimate for pair in points.values() for estimate in pair]
+    if is_scored(run):
+        unscored = sum(quality.n_unscored for _, quality in points.values())
+        scored_by = f"Reward: mean score by {joined(run.reward_models) or 'the reward model of the run'}"
+        start = f"{scored_by}, {plural(unscored, 'completion')} without a score. Points are labelled with temperature."
+    else:
+        start = (
+            "The paper's figure needs a reward model, and none was available in this run: nothing here is a reward. As "
+            "a substitute the vertical axis shows the model's own mean log-probability, which says how likely the text "
+            f"is to the model and not how good it is. To get the figure, {_how_to_score(run)}."
+        )
+    return f"{start} {points_sentence(both)} {interval_sentence(both)}"
+
+
+def _how_to_score(run: Decoding) -> str:
+    wanted = lookup(run.manifest.config, "reward_model")
+    if isinstance(wanted, str):
+        return f"make {wanted} available and run the same command again: what is finished is kept"
+    return "name a reward model (a hub id or a local folder) in the recipe and run the study again"
+
+
+def _figure_07_alt(run: Decoding) -> str:
+    names = name_arms(run.arms)
+    quality_name = "reward" if is_scored(run) else "log-probability"
+    start = (
+        "Distinct-1 across prompts against mean reward."
+        if is_scored(run)
+        else "Unscored: no reward model was available. As a substitute, Distinct-1 against mean log-probability."
+    )
+    values = [
+        f"{names[arm]}: Distinct-1 {with_interval(diversity)}, {quality_name} {with_interval(quality)}"
+        for arm, (diversity, quality) in _points_07(run).items()
+    ]
+    return f"{start} {'; '.join(values)}."
+
+
+def _budget_sentence(run: Decoding) -> str:
+    if (equal := _equal_budget(run)) is not None:
+        return f"Every strategy was tried with {plural(equal, 'setting')}."
+    listed = joined([f"{strategy_name(s)} {points[0].budget}" for s, points in _settings_by_strategy(run).items()])
+    return f"Settings tried are not equal in number ({listed}): a strategy with more of them has more chances."
+
+
+def _frontier_caption(run: Decoding) -> str:
+    estimates = [estimate for _, point in run.frontier for estimate in (point.quality, point.diversity)]
+    first = _first(run)
+    return (
+        f"Every setting tried: {first.quality_name} against {first.diversity_name}. Filled: no other setting has both "
+        "a higher quality and a higher diversity; joined by the dashed line. Open: some other has. "
+        f"{_budget_sentence(run)} {points_sentence(estimates)} {interval_sentence(estimates)} Points whose intervals "
+        "overlap may well change places in another run. Labels that would overlap are left out; the table has them."
+    )
+
+
+def _frontier_alt(run: Decoding) -> str:
+    names = name_arms(arm for arm, _ in run.frontier)
+    values = [
+        f"{names[arm]}: {with_interval(point.diversity)} and {with_interval(point.quality)}"
+        for arm, point in _on_frontier(run)
+    ]
+    return (
+        f"Scatter plot of {_first(run).quality_name} against {_first(run).diversity_name} for "
+        f"{plural(len(run.frontier), 'setting')}. On the frontier, diversity and quality: {'; '.join(values)}."
+    )
+
+
+SPECS = (
+    FigureSpec(
+        "figure_07",
+        "Figure 7. Diversity against quality across temperatures",
+        _figure_07_absent,
+        figure_07,
+        _figure_07_caption,
+        _figure_07_alt,
+    ),
+)
+
+OWN_SPECS = (
+    FigureSpec(
+        "figure_frontier",
+        "Quality-diversity frontier at stated tuning budgets",
+        lambda run: (
+            None if _on_frontier(run) else "this run has no decoding/frontier.json, or no setting with both measures"
+        ),
+        figure_frontier,
+        _frontier_caption,
+        _frontier_alt,
+    ),
+)

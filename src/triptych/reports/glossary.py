@@ -1,0 +1,172 @@
+"""Every measure of the decoding panel: its name, unit, decimals and exact definition, in one place.
+
+Tables take their column heads from here and the page its methods section, so that what is shown and what is explained
+cannot drift apart. Not here: the computations (`triptych.metrics` and the panel itself).
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+Topic = Literal["likelihood", "diversity", "matched diversity", "length", "repetition", "other"]
+Scope = Literal["across", "within", "arm"]
+
+SCOPES: dict[Scope, str] = {
+    "across": "across prompts: one sample of every prompt, pooled",
+    "within": "within a prompt: all samples of one prompt, then the mean over prompts",
+    "arm": "where nothing is said: every completion; those of one prompt are averaged first, then the prompts",
+}
+
+
+class MeasureInfo(NamedTuple):
+    """How one measure is shown and what it means."""
+
+    label: str
+    """Short, for column heads and axes."""
+    unit: str
+    decimals: int
+    topic: Topic
+    definition: str
+
+    @property
+    def axis(self) -> str:
+        """Label and unit, for an axis."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+_RAW = (
+    "The model's own log-softmax in single precision at temperature 1, before any temperature or truncation, averaged "
+    "over the tokens of a completion, the end-of-sequence token included. It says how likely the model finds the text, "
+    "not how good the text is."
+)
+_SAMPLER = (
+    "The same average under the distribution that was actually sampled from, after temperature, truncation and "
+    "renormalisation. Searches draw from none."
+)
+_DISTINCT = (
+    "Unique n-grams of words over all of them in the pooled texts; words are split at white space and lower-cased, "
+    "n-grams never cross texts. (Li et al. 2016 divide by the number of tokens instead.) It falls as texts grow "
+    "longer or more numerous, so figures compare only at equal amounts of text."
+)
+_EAD = (
+    "Distinct n-grams of words over the number expected of as many uniform draws from a vocabulary of V: "
+    "N / (V · (1 − ((V − 1) / V)^C)) with N distinct among C in total (Liu et al. 2022). V is one number for all arms, "
+    "the word types in all their texts. It corrects Distinct-n for the amount of text and is not bounded by 1."
+)
+_STOPS = {
+    "eos": "the model ended the text itself with an end-of-sequence token",
+    "length": "the limit on new tokens was reached",
+    "repeat": "an n-gram of tokens had occurred more often than the repetition rule allows",
+    "marker": "the model began to echo a prompt marker such as “### Response”; the text is cut before it",
+}
+
+FIXED: dict[str, MeasureInfo] = {
+    "mean_logprob": MeasureInfo("mean log-probability", "nats per token", 3, "likelihood", _RAW),
+    "sampler_mean_logprob": MeasureInfo("sampler's mean log-probability", "nats per token", 3, "likelihood", _SAMPLER),
+    "reward": MeasureInfo(
+        "reward",
+        "reward model's score",
+        2,
+        "likelihood",
+        "Mean score that the named reward model gives to prompt and completion. Completions without a score are "
+        "counted as unscored and never as zero.",
+    ),
+    "self_bleu": MeasureInfo(
+        "Self-BLEU",
+        "",
+        3,
+        "diversity",
+        "BLEU of each text against the other texts of its group, averaged (Zhu et al. 2018): 1 where all are the same, "
+        "lower is more varied. A group is the samples of one prompt, or about ten prompts' texts: Self-BLEU rises with "
+        "the size of the group.",
+    ),
+    "tokens": MeasureInfo(
+        "length", "tokens", 1, "length", "Generated tokens of a completion, the end-of-sequence token included."
+    ),
+    "words": MeasureInfo("length", "words", 1, "length", "Words of the post-processed text, split at white space."),
+    "seq_rep_3": MeasureInfo(
+        "seq-rep-3",
+        "",
+        3,
+        "repetition",
+        "Share of a completion's token 3-grams that repeat an earlier one (Welleck et al. 2020), averaged over "
+        "completions.",
+    ),
+    "max_ngram_count": MeasureInfo(
+        "most frequent 3-gram",
+        "occurrences",
+        2,
+        "repetition",
+        "How often the most frequent token 3-gram of a completion occurs in it, averaged over completions.",
+    ),
+}
+
+
+def in_order(metrics: Iterable[tuple[str, Scope]]) -> list[tuple[str, Scope]]:
+    """Metrics with their scopes in the order of tables: by what is measured, then across before within, then n."""
+    scopes = list(SCOPES)
+    return sorted(set(metrics), key=lambda pair: (_rank(pair[0]), scopes.index(pair[1]), pair[0]))
+
+
+def describe(metric: str) -> MeasureInfo:
+    """The description of a metric; one that is not known keeps its name and says that it is undescribed."""
+    if metric in FIXED:
+        return FIXED[metric]
+    for pattern, build in _PATTERNS:
+        if match := re.fullmatch(pattern, metric):
+            return build(match)
+    return MeasureInfo(metric.replace("_", " "), "", 3, "other", "Not described by this version of the report.")
+
+
+def _distinct(match: re.Match[str]) -> MeasureInfo:
+    return MeasureInfo(f"Distinct-{match['n']}", "", 3, "diversity", _DISTINCT)
+
+
+def _distinct_at(match: re.Match[str]) -> MeasureInfo:
+    definition = (
+        f"Distinct-n on the first {match['length']} words of every text that has as many; shorter texts are left out "
+        "and counted. It takes the length of the single text out of Distinct-n."
+    )
+    return MeasureInfo(f"Distinct-{match['n']} at {match['length']} words", "", 3, "matched diversity", definition)
+
+
+def _ead(match: re.Match[str]) -> MeasureInfo:
+    return MeasureInfo(f"EAD-{match['n']}", "", 3, "matched diversity", _EAD)
+
+
+def _stop(match: re.Match[str]) -> MeasureInfo:
+    meaning = _STOPS.get(match["reason"], "not described by this version of the report")
+    definition = f"Share of completions that stopped because {meaning}."
+    return MeasureInfo(f"stopped: {match['reason']}", "share", 3, "length", definition)
+
+
+def _rank(metric: str) -> int:
+    """Place of the first of `_ORDER` that the metric matches as a whole; unknown metrics come last."""
+    return next((place for place, pattern in enumerate(_ORDER) if re.fullmatch(pattern, metric)), len(_ORDER))
+
+
+_ORDER = (
+    "mean_logprob",
+    "sampler_mean_logprob",
+    "reward",
+    r"distinct_\d+",
+    r"distinct_\d+_at_\d+",
+    r"ead_\d+",
+    "self_bleu",
+    "tokens",
+    "words",
+    "stop_eos",
+    "stop_length",
+    "stop_repeat",
+    "stop_marker",
+    r"stop_\w+",
+    "seq_rep_3",
+    "max_ngram_count",
+)
+
+_PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], MeasureInfo]], ...] = (
+    (r"distinct_(?P<n>\d+)", _distinct),
+    (r"distinct_(?P<n>\d+)_at_(?P<length>\d+)", _distinct_at),
+    (r"ead_(?P<n>\d+)", _ead),
+    (r"stop_(?P<reason>\w+)", _stop),
+)

@@ -1,0 +1,105 @@
+"""The whole study: its configuration, its recipes, and the panels in order, then the report.
+
+A recipe is a YAML file of this configuration; those that come with the package lie in `triptych/recipes`. To add a
+panel: a field in `StudyConfig` and its call in `run_study`. Not here: what a panel does.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from triptych.config import Config, apply_overrides, load_yaml, parse_config
+from triptych.decoding.plan import DecodingConfig
+from triptych.errors import ConfigError, suggestion
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "starter"
+
+
+class StudyConfig(Config):
+    """A study: one model, and what every panel does with it."""
+
+    model: str = "starter"
+    """`starter`, a local folder or a hub id."""
+    dtype: str = "auto"
+    """`auto` (bf16 where the hardware has it), `float32`, `bfloat16` or `float16`."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+    seed: int = Field(default=0, ge=0)
+    decoding: DecodingConfig
+
+
+class StudyResult(NamedTuple):
+    """Where a study's results are."""
+
+    run_dir: Path
+    report: Path
+    did_work: bool
+    """False where everything was done before."""
+
+
+def recipe_names() -> list[str]:
+    """The recipes of the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(recipe: str) -> Path:
+    """The file of a recipe: one of the package by its name, else a path to a .yaml file.
+
+    Raises `ConfigError` for a name that is neither; that the file exists is for reading it to find out.
+    """
+    if recipe in recipe_names():
+        return RECIPES / f"{recipe}.yaml"
+    path = Path(recipe).expanduser()
+    if path.suffix.lower() in (".yaml", ".yml") or path.exists():
+        return path
+    raise ConfigError(f"unknown recipe '{recipe}'{suggestion(recipe, recipe_names())} (or a FILE.yaml)")
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The configuration of a recipe with `a.b=c` overrides applied.
+
+    Raises `ConfigError` naming the file or the override and the key, `MissingInputError` where there is no such file.
+    """
+    path = recipe_path(recipe)
+    written = load_yaml(path)
+    # Alone first, so that a mistake in the file is not blamed on an override.
+    config = parse_config(StudyConfig, written, where=str(path))
+    if not overrides:
+        return config
+    return parse_config(StudyConfig, apply_overrides(written, overrides), where=f"--set {' --set '.join(overrides)}")
+
+
+def default_out(recipe: str) -> Path:
+    """`runs/<recipe>`: the same for the same recipe, so that the same command goes on with the same run."""
+    return Path("runs") / recipe_path(recipe).stem
+
+
+def run_study(
+    config: StudyConfig, out: Path, *, command: Sequence[str], fresh: bool = False, show_progress: bool = True
+) -> StudyResult:
+    """Runs every panel that is not done yet and writes the report.
+
+    Called again with the same `out`, it keeps finished stages and goes on with an interrupted one; `fresh` starts over.
+    Raises an `InputError` for what the user can mend and a `WorkError` where the work itself failed.
+    """
+    # The models and the plots take seconds to import: a mistake in a configuration should be told at once.
+    from triptych.decoding.study import run_decoding
+    from triptych.models import LanguageModel, load_language_model
+    from triptych.reports import build_report
+    from triptych.reports.page import PAGE
+    from triptych.runs import RunDirectory
+
+    def load_model() -> LanguageModel:
+        return load_language_model(config.model, dtype=config.dtype, device=config.device)
+
+    resolved: dict[str, Any] = config.model_dump(mode="json")
+    with RunDirectory.open(out, command=command, config=resolved, seed=config.seed, fresh=fresh) as run:
+        did_work = run_decoding(load_model, config.decoding, run, seed=config.seed, show_progress=show_progress)
+        if did_work or not run.is_done("report"):
+            with run.stage("report"):
+                build_report(run.path)
+            did_work = True
+        return StudyResult(run.path, run.path / PAGE, did_work)
