@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn, cast
 
 import typer
 
@@ -78,7 +78,10 @@ def run(arguments: Sequence[str]) -> int:
     if isinstance(outcome, Outcome):
         _print(outcome, wanted)
         return DONE
-    # `--help` and the like print for themselves and give the exit code.
+    # typer makes an exit code of Ctrl-C, or an Abort, from version to version.
+    if outcome == STOPPED:
+        return _tell(KeyboardInterrupt(), wanted)
+    # `--help` prints for itself.
     return outcome if isinstance(outcome, int) else DONE
 
 
@@ -94,7 +97,7 @@ def failure_of(error: BaseException) -> _Failure:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return _Failure(STOPPED, "stopped; run the same command again to go on")
     if isinstance(error, USAGE_ERROR):
-        return _Failure(BAD_INPUT, error.format_message())
+        return _Failure(BAD_INPUT, cast(Any, error).format_message())
     if isinstance(error, TriptychError):
         return _Failure(BAD_INPUT if isinstance(error, InputError) else FAILED, str(error))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

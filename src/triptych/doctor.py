@@ -186,7 +186,7 @@ def _caches() -> Iterator[CacheState]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the files below a folder; 0 where there is none. Links are not followed: the hub's cache is full of them."""
+    """Bytes of the files below a folder, links left out (the hub's cache is full of them); 0 where there is none."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

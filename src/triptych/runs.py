@@ -184,6 +184,17 @@ class RunDirectory:
         numbers = {name: None if value is None else float(value) for name, value in values.items()}
         append_json_line(self.path / METRICS, {"panel": panel, "step": step, **numbers})
 
+    def abandon_if_empty(self) -> None:
+        """Removes what `open` wrote where no stage has left a file or is done, so that the folder is free again."""
+        own = {MANIFEST, CONFIG, LOG, METRICS, LOCK}
+        if any(self.is_done(stage) for stage in self.manifest.stages) or {p.name for p in self.path.iterdir()} - own:
+            return
+        self.close()
+        for name in own:
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
     def close(self) -> None:
         self._lock.release()
 

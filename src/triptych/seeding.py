@@ -16,7 +16,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def stream_key(seed: int, *names: str | int) -> int:
-    """The 64-bit key of the stream called `names` under `seed` (BLAKE2b of the parts, each with its type and length)."""
+    """The 64-bit key of the stream called `names` under `seed`: BLAKE2b of the parts, each with its type and length."""
     digest = hashlib.blake2b(digest_size=8)
     for part in (seed, *names):
         encoded = str(part).encode("utf-8", "surrogatepass")
@@ -32,7 +32,8 @@ def uniforms(keys: npt.NDArray[np.uint64], counters: npt.NDArray[np.int64]) -> n
         x = (x ^ (x >> np.uint64(30))) * _MIX_1
         x = (x ^ (x >> np.uint64(27))) * _MIX_2
         x = x ^ (x >> np.uint64(31))
-    return ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    drawn: npt.NDArray[np.float64] = ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return drawn
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from triptych.config import Config, apply_overrides, load_yaml, parse_config
 from triptych.decoding.plan import DecodingConfig
-from triptych.errors import ConfigError, suggestion
+from triptych.errors import ConfigError, InputError, suggestion
+from triptych.runs import RunDirectory
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "starter"
@@ -85,21 +86,29 @@ def run_study(
     Called again with the same `out`, it keeps finished stages and goes on with an interrupted one; `fresh` starts over.
     Raises an `InputError` for what the user can mend and a `WorkError` where the work itself failed.
     """
-    # The models and the plots take seconds to import: a mistake in a configuration should be told at once.
+    resolved: dict[str, Any] = config.model_dump(mode="json")
+    with RunDirectory.open(out, command=command, config=resolved, seed=config.seed, fresh=fresh) as run:
+        try:
+            return _run_panels(config, run, show_progress)
+        except InputError:
+            # Nothing is made of bad input: the corrected command must not find the folder taken.
+            run.abandon_if_empty()
+            raise
+
+
+def _run_panels(config: StudyConfig, run: RunDirectory, show_progress: bool) -> StudyResult:
+    # Models and plots take seconds to import: a mistake in a configuration should be told at once.
     from triptych.decoding.study import run_decoding
     from triptych.models import LanguageModel, load_language_model
     from triptych.reports import build_report
     from triptych.reports.page import PAGE
-    from triptych.runs import RunDirectory
 
     def load_model() -> LanguageModel:
         return load_language_model(config.model, dtype=config.dtype, device=config.device)
 
-    resolved: dict[str, Any] = config.model_dump(mode="json")
-    with RunDirectory.open(out, command=command, config=resolved, seed=config.seed, fresh=fresh) as run:
-        did_work = run_decoding(load_model, config.decoding, run, seed=config.seed, show_progress=show_progress)
-        if did_work or not run.is_done("report"):
-            with run.stage("report"):
-                build_report(run.path)
-            did_work = True
-        return StudyResult(run.path, run.path / PAGE, did_work)
+    did_work = run_decoding(load_model, config.decoding, run, seed=config.seed, show_progress=show_progress)
+    if did_work or not run.is_done("report"):
+        with run.stage("report"):
+            build_report(run.path)
+        did_work = True
+    return StudyResult(run.path, run.path / PAGE, did_work)

@@ -1,1 +1,1 @@
-"""The commands of `triptych`, one module each: parse, call, say where the results are. Nothing heavy is imported above."""
+"""The commands of `triptych`, one module each: parse, call, say where the results are. Imports stay light here."""

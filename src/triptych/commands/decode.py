@@ -14,9 +14,7 @@ DEFAULT_STRATEGIES = ("greedy", "beam:width=4", "top_k:k=50,temperature=1.0", "t
 def decode(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="A hub id, a local folder, or starter.")],
-    prompts: Annotated[
-        str, typer.Option(help="A hub id, a .jsonl, .json, .csv or .parquet file, or starter.")
-    ],
+    prompts: Annotated[str, typer.Option(help="A hub id, a .jsonl, .json, .csv or .parquet file, or starter.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     strategies: Annotated[
         list[str] | None,

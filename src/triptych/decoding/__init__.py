@@ -1,6 +1,7 @@
 """Decoding: every strategy over one grid of prompts, temperatures and samples, in one continuously refilled batch."""
 
-from triptych.decoding.engine import Engine, EngineStats, Job, Limits, decode
+from triptych.decoding.batch import EngineStats, Job
+from triptych.decoding.engine import Engine, Limits, decode
 from triptych.decoding.stopping import Stopping
 from triptych.decoding.strategies import (
     STRATEGIES,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from triptych.config import config_hash
 from triptych.data.prompts import load_prompts
 from triptych.data.templates import render_prompt
-from triptych.decoding.engine import Engine, Job
+from triptych.decoding import Engine, Job
 from triptych.decoding.pieces import token_pieces
 from triptych.decoding.plan import DecodingConfig, Request, plan_requests
 from triptych.decoding.table import generations_table

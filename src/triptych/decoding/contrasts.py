@@ -299,7 +299,9 @@ def reward_gap_at_equal_diversity(evidence: Evidence, ours: Sequence[Arm], their
     b_reward, b_diversity = _rewards_and_diversity(evidence, theirs, prompts)
     value = curve_gap(a_diversity.values, a_reward.values, b_diversity.values, b_reward.values)
     columns = (a_diversity, a_reward, b_diversity, b_reward)
-    without = [curve_gap(*(pooled.without_each[:, k] for pooled in columns)) for k in range(a_reward.without_each.shape[1])]
+    without = [
+        curve_gap(*(pooled.without_each[:, k] for pooled in columns)) for k in range(a_reward.without_each.shape[1])
+    ]
     return jackknifed(value, np.array(without), len(prompts) * (len(ours) + len(theirs)))
 
 

@@ -5,19 +5,22 @@ attention over the ragged caches would add 60-110 ms, its sort over the vocabula
 cached byte once, shared prompt prefixes from the cache they stay in, and take about 25 and 8 ms.
 
 Arrays hold float32, or bfloat16 as its bit pattern in uint16 (NumPy has no bfloat16). Kernels are generic in that:
-`_load` and `_store` convert, all arithmetic is float32. This file is *not* a place for torch or for decoding policy.
+`_load` and `_store` convert, all arithmetic is float32. This file is *not* a place for decoding policy.
 """
 
-# ruff: noqa: N803 - array arguments are named as in the equations
+
 # mypy: disable-error-code="untyped-decorator,no-untyped-call"
 
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from llvmlite import ir
 from numba import njit, prange, types
+from numba.core import cgutils
 from numba.extending import intrinsic
+from torch import Tensor
 
 _F = np.float32
 # Everything but the assumptions that there are no infinities or NaNs: masked logits are -inf.
@@ -28,7 +31,8 @@ HISTOGRAM_BINS = 4096
 BLOCK = 128
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
+@no_type_check
 def _load(typing_context: Any, value: Any) -> Any:
     """float32 of a float32, or of a bfloat16 held in uint16."""
     if value == types.float32:
@@ -41,7 +45,8 @@ def _load(typing_context: Any, value: Any) -> Any:
     return types.float32(types.uint16), widen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
+@no_type_check
 def _store(typing_context: Any, like: Any, value: Any) -> Any:
     """`value` in the type of `like`: unchanged, or rounded to bfloat16 (to nearest, ties to even)."""
     if like == types.float32:
@@ -56,7 +61,8 @@ def _store(typing_context: Any, like: Any, value: Any) -> Any:
     return types.uint16(types.uint16, types.float32), narrow
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
+@no_type_check
 def _power_of_two(typing_context: Any, exponent: Any) -> Any:
     """2 ** exponent for a whole float32 in [-126, 127], by writing the exponent bits."""
 
@@ -67,7 +73,26 @@ def _power_of_two(typing_context: Any, exponent: Any) -> Any:
     return types.float32(types.float32), build
 
 
+@intrinsic
+@no_type_check
+def _prefetch(typing_context: Any, row: Any) -> Any:
+    """Asks for the first two cache lines of a one-dimensional array; a hint without any other effect."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte = builder.bitcast(data, ir.PointerType(ir.IntType(8)))
+        hint = ir.FunctionType(ir.VoidType(), [byte.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, hint, "llvm.prefetch.p0")
+        for line in (0, 64):
+            where = builder.gep(byte, [ir.Constant(_I32, line)])
+            builder.call(function, [where, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(row), build
+
+
 @njit(fastmath=_FAST, cache=True)
+@no_type_check
 def _exp(x: Any) -> Any:
     """e ** x for x <= 0, relative error below 3e-7, as straight-line code that the compiler turns into SIMD."""
     t = max(x, _F(-87.0)) * _F(1.4426950408889634)
@@ -79,23 +104,46 @@ def _exp(x: Any) -> Any:
 
 
 @njit(fastmath=_FAST, cache=True)
-def _scores(s: Any, q: Any, K: Any, n: int, heads: Any) -> None:
-    """s[g, t] = q[g] · K[t] for t < n. `len(heads)` is the compile-time number of query heads."""
-    for t in range(n):
+@no_type_check
+def _scores(s: Any, q: Any, K: Any, n: int, heads: Any, ahead: Any) -> None:
+    """s[g, t] = q[g] · K[t] for t < n, four t at a time. `len(heads)` is the compile-time number of query heads.
+
+    `ahead` is what is read next; asking for its rows now hides the wait for memory, which the hardware does not see
+    coming because every row of the batch begins elsewhere.
+    """
+    whole = n - n % 4
+    for t in range(0, whole, 4):
+        for i in range(t, t + 4):
+            _prefetch(ahead[i])
+        k0, k1, k2, k3 = K[t], K[t + 1], K[t + 2], K[t + 3]
+        for g in range(len(heads)):
+            query = q[g]
+            a = b = c = e = _F(0.0)
+            for d in range(K.shape[1]):
+                x = query[d]
+                a += x * _load(k0[d])
+                b += x * _load(k1[d])
+                c += x * _load(k2[d])
+                e += x * _load(k3[d])
+            s[g, t], s[g, t + 1], s[g, t + 2], s[g, t + 3] = a, b, c, e
+    for t in range(whole, n):
         key = K[t]
         for g in range(len(heads)):
             query = q[g]
-            total = _F(0.0)
+            a = _F(0.0)
             for d in range(K.shape[1]):
-                total += query[d] * _load(key[d])
-            s[g, t] = total
+                a += query[d] * _load(key[d])
+            s[g, t] = a
 
 
 @njit(fastmath=_FAST, cache=True)
-def _mix(o: Any, s: Any, V: Any, n: int, heads: Any) -> None:
+@no_type_check
+def _mix(o: Any, s: Any, V: Any, n: int, heads: Any, ahead: Any) -> None:
     """o[g] += s[g, :n] · V[:n], four rows of V at a time."""
     whole = n - n % 4
     for t in range(0, whole, 4):
+        for i in range(t, t + 4):
+            _prefetch(ahead[i])
         v0, v1, v2, v3 = V[t], V[t + 1], V[t + 2], V[t + 3]
         for d in range(V.shape[1]):
             a, b, c, e = _load(v0[d]), _load(v1[d]), _load(v2[d]), _load(v3[d])
@@ -110,6 +158,7 @@ def _mix(o: Any, s: Any, V: Any, n: int, heads: Any) -> None:
 
 
 @njit(fastmath=_FAST, cache=True)
+@no_type_check
 def _largest(row: Any, top: Any) -> Any:
     for t in range(row.shape[0]):
         top = max(top, row[t])
@@ -117,6 +166,7 @@ def _largest(row: Any, top: Any) -> Any:
 
 
 @njit(fastmath=_FAST, cache=True)
+@no_type_check
 def _exponentials(row: Any, top: Any) -> Any:
     """row = exp(row - top), in place; returns their sum."""
     total = _F(0.0)
@@ -128,6 +178,7 @@ def _exponentials(row: Any, top: Any) -> Any:
 
 
 @njit(parallel=True, fastmath=_FAST, nogil=True, cache=True)
+@no_type_check
 def decode_attention(
     qkv: Any,
     cos: Any,
@@ -171,28 +222,34 @@ def decode_attention(
         o = np.empty((group, head_dim), np.float32)
         weight = np.empty(group, np.float32)
         row = qkv[r]
+        cos_low, cos_high, sin_low, sin_high = cos[r, :half], cos[r, half:], sin[r, :half], sin[r, half:]
         for h in range(kv_heads):
             at = query_width + h * head_dim
-            key = K[slot, h, n]
+            key, low, high = K[slot, h, n], row[at : at + half], row[at + half : at + head_dim]
             for d in range(half):
-                x, y = _load(row[at + d]), _load(row[at + d + half])
-                key[d] = _store(key[d], x * cos[r, d] - y * sin[r, d])
-                key[d + half] = _store(key[d], y * cos[r, d + half] + x * sin[r, d + half])
-            V[slot, h, n, :] = row[at + key_width : at + key_width + head_dim]
+                x, y = _load(low[d]), _load(high[d])
+                key[d] = _store(key[d], x * cos_low[d] - y * sin_low[d])
+                key[d + half] = _store(key[d], y * cos_high[d] + x * sin_high[d])
+            at += key_width
+            V[slot, h, n, :] = row[at : at + head_dim]
             for g in range(group):
                 at = (h * group + g) * head_dim
+                query, low, high = q[g], row[at : at + half], row[at + half : at + head_dim]
                 for d in range(half):
-                    x, y = _load(row[at + d]), _load(row[at + d + half])
-                    q[g, d] = (x * cos[r, d] - y * sin[r, d]) * scale
-                    q[g, d + half] = (y * cos[r, d + half] + x * sin[r, d + half]) * scale
+                    x, y = _load(low[d]), _load(high[d])
+                    query[d] = (x * cos_low[d] - y * sin_low[d]) * scale
+                    query[d + half] = (y * cos_high[d] + x * sin_high[d]) * scale
                 o[g, :] = _F(0.0)
-            _scores(shared_scores, q, prefix_K[h, start : start + m], m, heads)
-            _scores(own_scores, q, K[slot, h], n + 1, heads)
+            # The next keys to be read: of the next head, or of the next row's first.
+            later = K[slot, h + 1] if h + 1 < kv_heads else K[slots[min(r + 1, len(slots) - 1)], 0]
+            shared_keys, shared_values = prefix_K[h, start : start + m], prefix_V[h, start : start + m]
+            _scores(shared_scores, q, shared_keys, m, heads, shared_values)
+            _scores(own_scores, q, K[slot, h], n + 1, heads, V[slot, h])
             for g in range(group):
                 top = _largest(own_scores[g], _largest(shared_scores[g], own_scores[g, 0]))
                 weight[g] = _F(1.0) / (_exponentials(shared_scores[g], top) + _exponentials(own_scores[g], top))
-            _mix(o, shared_scores, prefix_V[h, start : start + m], m, heads)
-            _mix(o, own_scores, V[slot, h], n + 1, heads)
+            _mix(o, shared_scores, shared_values, m, heads, shared_values)
+            _mix(o, own_scores, V[slot, h], n + 1, heads, later)
             for g in range(group):
                 at = (h * group + g) * head_dim
                 for d in range(head_dim):
@@ -200,6 +257,24 @@ def decode_attention(
 
 
 @njit(parallel=True, fastmath=_FAST, nogil=True, cache=True)
+@no_type_check
+def add_rms_norm(x: Any, update: Any, weight: Any, epsilon: float, out: Any) -> None:
+    """x += update, in place; out = x / sqrt(mean(x²) + epsilon) · weight. All [rows, H]; `weight` [H]."""
+    width = x.shape[1]
+    for r in prange(x.shape[0]):
+        row, more, normed = x[r], update[r], out[r]
+        squares = _F(0.0)
+        for i in range(width):
+            row[i] = _store(row[i], _load(row[i]) + _load(more[i]))
+            value = _load(row[i])
+            squares += value * value
+        scale = _F(1.0) / np.sqrt(squares / _F(width) + _F(epsilon))
+        for i in range(width):
+            normed[i] = _store(normed[i], _load(row[i]) * scale * _load(weight[i]))
+
+
+@njit(parallel=True, fastmath=_FAST, nogil=True, cache=True)
+@no_type_check
 def gated_silu(gate_up: Any, out: Any) -> None:
     """out = silu(gate) · up for `gate_up` = [rows, 2·I] = [gate | up], rounded once at the end."""
     width = out.shape[1]
@@ -213,6 +288,7 @@ def gated_silu(gate_up: Any, out: Any) -> None:
 
 
 @njit(parallel=True, nogil=True, cache=True)
+@no_type_check
 def copy_slots(K: Any, V: Any, source: Any, target: Any, start: Any, stop: Any) -> None:
     """Copies cache positions start[i]..stop[i] of slot source[i] to slot target[i], in every layer.
 
@@ -226,6 +302,7 @@ def copy_slots(K: Any, V: Any, source: Any, target: Any, start: Any, stop: Any) 
 
 
 @njit(fastmath=_FAST, cache=True)
+@no_type_check
 def _block_maxima(row: Any, maxima: Any) -> Any:
     top = _F(-np.inf)
     for i in range(maxima.shape[0]):
@@ -238,6 +315,7 @@ def _block_maxima(row: Any, maxima: Any) -> Any:
 
 
 @njit(fastmath=_FAST, cache=True)
+@no_type_check
 def _moments(row: Any, top: Any, inverse_temperature: Any) -> Any:
     """Sums over the row of e^x, e^(x/T), (x/T)·e^(x/T), x and x²; x = logit - largest."""
     z = zt = xt = s1 = s2 = _F(0.0)
@@ -254,8 +332,9 @@ def _moments(row: Any, top: Any, inverse_temperature: Any) -> Any:
 
 
 @njit(parallel=True, nogil=True, cache=True)
+@no_type_check
 def row_statistics(logits: Any, inverse_temperature: Any, maxima: Any, out: Any) -> None:
-    """Per row of `logits` [rows, V]: largest logit, log Z at T = 1, log Z at T, entropy at T (nats), deviation of logits.
+    """Per row of `logits` [rows, V]: largest logit, log Z at T = 1, log Z and entropy at T (nats), deviation.
 
     `maxima` [rows, ceil(V / 128)] receives the largest logit of every block, for [`top_candidates`]. `out` is
     [rows, 5] float32 in the order above; log Z at T is of logits / T. The deviation is the sample standard deviation
@@ -277,6 +356,7 @@ def row_statistics(logits: Any, inverse_temperature: Any, maxima: Any, out: Any)
 
 
 @njit(cache=True)
+@no_type_check
 def _sort_key(value: Any, index: Any) -> Any:
     """An int64 that sorts by descending float32 value, then ascending index."""
     bits = np.int64(np.float32(value).view(np.int32))
@@ -285,6 +365,7 @@ def _sort_key(value: Any, index: Any) -> Any:
 
 
 @njit(cache=True)
+@no_type_check
 def _gather_by_blocks(row: Any, maxima: Any, m: int) -> Any:
     """Keys of every token that can be among the m largest: those not below the m-th largest block maximum."""
     threshold = -np.sort(-maxima)[m - 1]
@@ -305,6 +386,7 @@ def _gather_by_blocks(row: Any, maxima: Any, m: int) -> Any:
 
 
 @njit(cache=True)
+@no_type_check
 def _gather_by_histogram(row: Any, top: Any, m: int) -> Any:
     """The same for large m: a histogram of distances from the largest logit finds the cut in one pass."""
     counts = np.zeros(HISTOGRAM_BINS, np.int64)
@@ -329,8 +411,9 @@ def _gather_by_histogram(row: Any, top: Any, m: int) -> Any:
 
 
 @njit(parallel=True, nogil=True, cache=True)
+@no_type_check
 def top_candidates(logits: Any, rows: Any, maxima: Any, m: int, ids: Any, values: Any) -> None:
-    """The `m` largest logits of each of `rows`, descending, ties to the lower id, into `ids`, `values` [len(rows), m]."""
+    """The `m` largest logits of each of `rows`, descending, ties to the lower id; `ids`, `values` [len(rows), m]."""
     for i in prange(rows.shape[0]):
         row, largest = logits[rows[i]], maxima[rows[i]]
         keys = (
@@ -345,10 +428,11 @@ def top_candidates(logits: Any, rows: Any, maxima: Any, m: int, ids: Any, values
             values[i, j] = _load(row[token])
 
 
-def as_array(tensor: Any) -> npt.NDArray[Any]:
+def as_array(tensor: Tensor) -> npt.NDArray[Any]:
     """A NumPy view of a CPU tensor: float32 as it is, bfloat16 as its bits in uint16."""
-    import torch
-
+    array: npt.NDArray[Any]
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(np.uint16)  # type: ignore[no-any-return]
-    return tensor.numpy()  # type: ignore[no-any-return]
+        array = tensor.view(torch.int16).numpy().view(np.uint16)
+    else:
+        array = tensor.numpy()
+    return array

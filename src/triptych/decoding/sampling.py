@@ -11,7 +11,7 @@ from triptych.decoding.strategies import Sampler
 from triptych.decoding.transforms import TRUNCATIONS
 
 FIRST_HEAD = 64
-_GROWTH = 12
+_GROWTH = 8
 
 
 class Drawn(NamedTuple):

@@ -4,6 +4,7 @@ A search is told what its live rows predict and answers with a move: the rows of
 token. Where a row's cache lies, and that a child of another parent needs a copy of it, is the engine's business.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from typing import NamedTuple
@@ -124,13 +125,14 @@ class BeamSearch(Search):
             self._best = candidate
 
     def _value(self, candidate: Finished) -> float:
-        return float(candidate.score or 0.0) / len(candidate.ids) ** self._penalty
+        return _normalised(candidate.score or 0.0, len(candidate.ids), self._penalty)
 
     def _can_win(self, beam: _Hypothesis) -> bool:
         if self._best is None:
             return True
         lengths = (len(beam.logprobs) + 1, self._limit)
-        return max(beam.score / length**self._penalty for length in lengths) > self._value(self._best)
+        bound = max(_normalised(beam.score, length, self._penalty) for length in lengths)
+        return bound > self._value(self._best)
 
 
 class DiverseBeamSearch(Search):
@@ -195,7 +197,8 @@ class ContrastiveSearch(Search):
         self._tried: tuple[Ints, Floats] | None = None
 
     def advance(self, predictions: Predictions) -> Move:
-        assert predictions.hidden is not None
+        if predictions.hidden is None:
+            raise TypeError("contrastive search needs the hidden states of its rows")
         states = predictions.hidden / np.linalg.norm(predictions.hidden, axis=-1, keepdims=True)
         chosen = 0
         if self._tried is None or self._context is None:
@@ -222,6 +225,10 @@ SEARCHES: dict[str, type[Search]] = {
 def make_search(strategy: Strategy, rules: StopRules) -> Search:
     """The search that a strategy asks for; a KeyError where it is none."""
     return SEARCHES[strategy.name](strategy, rules)  # type: ignore[call-arg]
+
+
+def _normalised(score: float, length: int, penalty: float) -> float:
+    return score / math.pow(length, penalty)
 
 
 def _descending(scores: npt.NDArray[np.float64]) -> list[tuple[int, int]]:

@@ -44,7 +44,7 @@ class StopRules:
 
     def texts(self, ids: Sequence[int]) -> tuple[str, str]:
         """The raw text of a completion without its EOS, and the post-processed one: cut before a marker, stripped."""
-        raw = self._tokenizer.decode([i for i in ids if i not in self.eos_ids], skip_special_tokens=True)
+        raw = str(self._tokenizer.decode([i for i in ids if i not in self.eos_ids], skip_special_tokens=True))
         return raw, postprocess(raw, self.stopping.markers)
 
 

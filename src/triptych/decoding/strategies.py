@@ -7,9 +7,9 @@ several rows), one entry in that module's table, and one in `STRATEGIES` below. 
 
 import itertools
 import json
+import re
 from typing import Any, ClassVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from triptych.errors import ConfigError, suggestion
@@ -106,7 +106,7 @@ class MinP(Sampler):
 
 
 class Typical(Sampler):
-    """Locally typical sampling (Meister et al. 2023): the tokens whose surprisal is nearest the entropy, up to `mass`."""
+    """Locally typical sampling (Meister et al. 2023): tokens with a surprisal nearest the entropy, up to `mass`."""
 
     name: ClassVar[str] = "typical"
     mass: float = Field(default=0.95, gt=0.0, le=1.0)
@@ -144,6 +144,11 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
+# key=value or key=[value,...] and what separates it from the next. Not YAML, where 010 is 8, 1:30 is 90, true is 1 and
+# the second of two equal keys wins.
+_SETTING = re.compile(r"\s*(?P<key>[^\s=,\[\]]+)\s*=\s*(?P<value>\[[^=\[\]]*\]|[^=,\[\]]*?)\s*(?:,|\Z)")
+
+
 def make_strategy(name: str, params: dict[str, Any]) -> Strategy:
     """The config called `name` with `params`; every mistake is one sentence with its remedy.
 
@@ -175,12 +180,14 @@ def parse_strategies(spec: str) -> list[Strategy]:
         ConfigError: malformed SPEC, unknown strategy or parameter, value out of range.
     """
     name, _, settings = spec.strip().partition(":")
-    try:
-        params = yaml.safe_load("{" + _flow_mapping(settings) + "}") if settings.strip() else {}
-    except (yaml.YAMLError, ValueError):
-        params = None
-    if not isinstance(params, dict) or not all(isinstance(key, str) for key in params):
-        raise ConfigError(f"strategy '{spec}' is malformed; write NAME:key=value,key=[value,value]")
+    params: dict[str, Any] = {}
+    at = 0
+    while at < len(settings):
+        setting = _SETTING.match(settings, at)
+        if setting is None or setting["key"] in params:
+            raise ConfigError(f"strategy '{spec}' is malformed; write NAME:key=value,key=[value,value]")
+        params[setting["key"]] = _values(setting["value"])
+        at = setting.end()
     return expand_sweep(name, params)
 
 
@@ -193,12 +200,12 @@ def expand_sweep(name: str, params: dict[str, Any]) -> list[Strategy]:
     return [make_strategy(name, dict(zip(params, point, strict=True))) for point in itertools.product(*axes)]
 
 
-def _flow_mapping(settings: str) -> str:
-    """`k=50,temperature=[0.2,0.5]` as the inside of a YAML flow mapping."""
-    parts = []
-    for part in settings.replace("=", ": ").split(","):
-        parts.append(part.strip())
-    return ", ".join(parts)
+def _values(text: str) -> str | list[str]:
+    """One value or the list of them, as text: the config's own types read numbers."""
+    if not text.startswith("["):
+        return text
+    inner = text[1:-1].strip()
+    return [part.strip() for part in inner.split(",")] if inner else []
 
 
 def _reason(message: str) -> str:

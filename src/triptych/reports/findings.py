@@ -37,7 +37,7 @@ def _what_was_done(run: Decoding) -> str:
     ]
     further = f", and {run.n_tuning:,} of settings tried for the frontier alone" if run.n_tuning else ""
     return (
-        f"{model_name(run)} answered {plural(len(run.prompt_ids), 'prompt')} with {joined(listed)}: "
+        f"The model {model_name(run)} answered {plural(len(run.prompt_ids), 'prompt')} with {joined(listed)}: "
         f"{plural(run.n_completions, 'completion')}{further}. Brackets are 95{NBSP}% intervals, clustered by prompt."
     )
 

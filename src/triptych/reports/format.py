@@ -56,11 +56,9 @@ def with_interval(estimate: Estimate, decimals: int | None = None) -> str:
 
 def why_no_interval(estimate: Estimate) -> str:
     """The reason in words: too few prompts, or what the record's method says."""
-    if estimate.mean is None:
-        return "nothing scored"
-    if estimate.n_clusters == 1:
+    if estimate.mean is not None and estimate.n_clusters == 1:
         return "one prompt"
-    return estimate.method.removeprefix("no interval: ")
+    return estimate.method.removeprefix("no interval: ").removeprefix("no estimate: ")
 
 
 def counts(estimate: Estimate, unit: str = "completions") -> str:

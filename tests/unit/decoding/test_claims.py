@@ -98,7 +98,9 @@ class TestPlantedTruths:
         # Within against across as the paper counts is no effect of zero: the pools are of different size.
         for seed in range(3):
             found = verdicts(make_world(seed=seed, vocabulary=lambda temperature: 40), scored(0.0, 0.0, seed))
-            without = {quantity: verdict for quantity, verdict in found.items() if "each with the number" not in quantity}
+            without = {
+                quantity: verdict for quantity, verdict in found.items() if "each with the number" not in quantity
+            }
             assert set(without.values()) <= {"undecided", "not tested"}, seed
 
 
@@ -247,9 +249,7 @@ class TestNumbers:
         beam, greedy = evidence.only("beam"), evidence.only("greedy")
         assert beam is not None
         assert greedy is not None
-        without = np.array([
-            math.log(np.delete(a, i).std(ddof=1) / np.delete(b, i).std(ddof=1)) for i in range(12)
-        ])
+        without = np.array([math.log(np.delete(a, i).std(ddof=1) / np.delete(b, i).std(ddof=1)) for i in range(12)])
         expected = jackknifed(math.log(a.std(ddof=1) / b.std(ddof=1)), without, 24)
         assert log_spread_ratio(evidence, beam, greedy).estimate.low == pytest.approx(expected.estimate.low)
 

@@ -15,7 +15,9 @@ N_PROMPTS = 10
 
 @pytest.fixture
 def arm(make_completion: Make) -> Callable[..., list[Generation]]:
-    def make(k: int, quality: float, own_words: int, strategy: str = "top_k", prompts: int = N_PROMPTS) -> list[Generation]:
+    def make(
+        k: int, quality: float, own_words: int, strategy: str = "top_k", prompts: int = N_PROMPTS
+    ) -> list[Generation]:
         return [
             make_completion(
                 f"p{i}",

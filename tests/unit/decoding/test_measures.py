@@ -45,7 +45,9 @@ class TestEveryCompletion:
     def test_shares_of_stop_reasons_add_up_and_stay_within_the_unit(self, make_completion: Make) -> None:
         reasons = ["eos"] * 9 + ["length", "repeat", "marker"]
         rows = [make_completion(f"p{i}", stop_reason=reason) for i, reason in enumerate(reasons)]
-        shares = [found(measure_arms(rows), f"stop_{reason}", "arm") for reason in ("eos", "length", "repeat", "marker")]
+        shares = [
+            found(measure_arms(rows), f"stop_{reason}", "arm") for reason in ("eos", "length", "repeat", "marker")
+        ]
         assert math.fsum(share.mean or 0.0 for share in shares) == pytest.approx(1.0)
         assert all(share.low is not None and 0.0 <= share.low <= (share.high or 0.0) <= 1.0 for share in shares)
 

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from triptych.config import apply_overrides, parse_config
-from triptych.decoding import completions, scoring
-from triptych.decoding.engine import Engine, Job
+from triptych.decoding import Engine, Job, completions, scoring
 from triptych.decoding.plan import DecodingConfig
 from triptych.decoding.study import run_decoding
 from triptych.decoding.table import generations_of, generations_table, read_generations
@@ -66,7 +65,7 @@ def write_prompts(folder: Path) -> Path:
 
 
 def require_same(first: Path, second: Path) -> None:
-    """The same completions in two run directories; log-probabilities but for rounding, which the batch's shape moves."""
+    """The same completions in two runs; log-probabilities but for rounding, which the shape of the batch moves."""
     ours, theirs = (read_generations(out / "decoding" / "generations.parquet") for out in (first, second))
     rounded = ("logprobs", "sampler_logprobs", "mean_logprob", "score")
     for one, other in zip(ours, theirs, strict=True):
@@ -88,7 +87,7 @@ def make_config(prompts: Path, *overrides: str) -> DecodingConfig:
         "within": {"strategies": ["top_p:p=0.9,temperature=1.0"], "samples": 3, "prompts": 2},
         "frontier": {"strategies": ["top_k:k=5,temperature=[0.5,1.0]", TOP_P], "prompts": 3},
         "fixed_length": 3,
-        "stopping": {"block": 3, "threshold": 4, "markers": ["### Instruction"]},
+        "stopping": {"block": 1, "threshold": 1, "markers": ["### Instruction"]},
     }
     return parse_config(DecodingConfig, apply_overrides(base, overrides), where="test")
 
@@ -103,12 +102,15 @@ def no_model() -> LanguageModel:
     raise AssertionError("the model was loaded")
 
 
-class TestFiles:
-    @pytest.fixture
-    def out(self, tmp_path: Path, config: DecodingConfig, lm: LanguageModel) -> Path:
-        assert decode(tmp_path / "run", config, lambda: lm)
-        return tmp_path / "run"
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, lm: LanguageModel) -> Path:
+    """A finished run that tests look at and do not change."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert decode(folder / "run", make_config(write_prompts(folder)), lambda: lm)
+    return folder / "run"
 
+
+class TestFiles:
     def test_the_table_has_the_contract_s_columns(self, out: Path) -> None:
         schema = pq.read_schema(out / "decoding" / "generations.parquet")
         assert {field.name: str(field.type) for field in schema} == CONTRACT
@@ -284,7 +286,9 @@ class TestScoring:
         config = make_config(prompts, f"reward_model={judge}")
         decode(tmp_path / "run", config, lambda: lm)
         rows = pq.read_table(tmp_path / "run" / "decoding" / "scores.parquet").to_pylist()
-        firsts = [row for row in read_generations(tmp_path / "run" / "decoding" / "generations.parquet") if not row.sample]
+        firsts = [
+            row for row in read_generations(tmp_path / "run" / "decoding" / "generations.parquet") if not row.sample
+        ]
         assert [row["prompt_id"] for row in rows] == [row.prompt_id for row in firsts]
         assert {row["reward_model"] for row in rows} == {str(judge)}
         assert all(isinstance(row["score"], float) for row in rows)
@@ -342,7 +346,12 @@ class TestScoring:
         with pytest.raises(KeyboardInterrupt):
             decode(tmp_path / "run", config, lambda: lm)
         first, scored[:] = set(scored), []
-        monkeypatch.setattr(scoring, "question_of", lambda row: scored.append(row.prompt_id) or row.instruction)
+
+        def patient(generation: Generation) -> str:
+            scored.append(generation.prompt_id)
+            return generation.instruction
+
+        monkeypatch.setattr(scoring, "question_of", patient)
         assert decode(tmp_path / "run", config, no_model)
         assert len(set(scored)) == 2
         assert len(set(scored) | first) == 4
@@ -360,8 +369,8 @@ PERTURBED = {
     "within.prompts": "3",
     "frontier.strategies": '["min_p:temperature=[0.5,1.0]"]',
     "frontier.prompts": "2",
-    "stopping.block": "1",
-    "stopping.threshold": "1",
+    "stopping.block": "2",
+    "stopping.threshold": "5",
     "stopping.markers": '["#"]',
     "fixed_length": "4",
     "reward_model": "judge",
@@ -377,12 +386,6 @@ def everything(out: Path) -> dict[str, Any]:
 class TestEveryFieldIsRead:
     """A field that nothing reads is a lie to whoever sets it."""
 
-    @pytest.fixture(scope="class")
-    def before(self, tmp_path_factory: pytest.TempPathFactory, lm: LanguageModel) -> dict[str, Any]:
-        folder = tmp_path_factory.mktemp("before")
-        decode(folder / "run", make_config(write_prompts(folder)), lambda: lm)
-        return everything(folder / "run")
-
     def test_none_is_forgotten(self, config: DecodingConfig) -> None:
         fields = set()
         for name, value in config.model_dump().items():
@@ -396,14 +399,14 @@ class TestEveryFieldIsRead:
         tmp_path: Path,
         prompts: Path,
         lm: LanguageModel,
-        before: dict[str, Any],
+        out: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "shorter.jsonl").write_text('{"id": "q0", "instruction": "Name it."}\n')
         save_tiny(tmp_path / "judge", tiny_bert_reward(), tiny_tokenizer(pairs=True))
         decode(tmp_path / "run", make_config(prompts, f"{field}={PERTURBED[field]}"), lambda: lm)
-        assert everything(tmp_path / "run") != before
+        assert everything(tmp_path / "run") != everything(out)
 
 
 def test_tables_compare_by_content() -> None:

@@ -46,7 +46,7 @@ def test_a_missing_interval_gives_its_reason() -> None:
 
 def test_no_value_is_no_zero() -> None:
     assert fmt.with_interval(estimate(None)) == "no value"
-    assert fmt.interval(estimate(None)) == "no interval: nothing scored"
+    assert fmt.interval(estimate(None, method="no estimate: nothing was scored")) == "no interval: nothing was scored"
 
 
 def test_counts_say_what_is_unscored() -> None:

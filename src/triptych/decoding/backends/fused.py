@@ -8,14 +8,14 @@ path.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych.decoding import kernels
 from triptych.decoding.backends.base import Backend, Prefix, Slots, StepOutput
@@ -25,6 +25,7 @@ Linear = Callable[[Tensor], Tensor]
 
 ROPE_TYPES = {"default", "linear", "llama3", "yarn"}  # the frequencies of these do not depend on the input's length
 _PREFILL_TOKENS = 4096
+_MAX_POSITIONS = 1 << 17
 
 
 class _Layer(NamedTuple):
@@ -79,7 +80,7 @@ class FusedBackend(Backend):
         self.vocabulary = head.shape[0]
         self._head = _linear(head)
         with torch.inference_mode():
-            positions = torch.arange(min(lm.context_length, 1 << 20))[None]
+            positions = torch.arange(lm.context_length or _MAX_POSITIONS)[None]
             cos, sin = base.model.rotary_emb(torch.empty(0), positions)
         self._cos, self._sin = (table[0].float().numpy() for table in (cos, sin))
         dtype = np.dtype(np.uint16 if lm.dtype == torch.bfloat16 else np.float32)
@@ -102,7 +103,8 @@ class FusedBackend(Backend):
     def bytes_per_token(lm: LanguageModel) -> int:
         """Cache bytes of one token: keys and values, all layers."""
         config = lm.base.config
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * lm.dtype.itemsize
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return int(2 * config.num_hidden_layers * kv_heads * _head_dim(config) * lm.dtype.itemsize)
 
     def room_for(self, tokens: int) -> bool:
         return self._arena.fits(tokens)
@@ -134,11 +136,12 @@ class FusedBackend(Backend):
         positions = prefix_lengths + lengths
         cos, sin = self._cos[positions], self._sin[positions]
         x = self._embedding[torch.from_numpy(tokens)]
+        normed = self._rms_norm(x, self._layers[0].input_norm)
         attended = torch.empty((len(slots), len(self._group) * self._kv_heads * self._head_dim), dtype=self._dtype)
-        for i, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._rms_norm(x, layer.input_norm))
+        following = [layer.input_norm for layer in self._layers[1:]] + [self._norm]
+        for i, (layer, next_norm) in enumerate(zip(self._layers, following, strict=True)):
             kernels.decode_attention(
-                kernels.as_array(qkv),
+                kernels.as_array(layer.qkv(normed)),
                 cos,
                 sin,
                 self._keys[i],
@@ -152,11 +155,10 @@ class FusedBackend(Backend):
                 self._group,
                 kernels.as_array(attended),
             )
-            x = x + layer.output(attended)
-            x = x + self._mlp(layer, x)
+            self._add_norm(x, layer.output(attended), layer.mlp_norm, normed)
+            self._add_norm(x, self._gated_mlp(layer, normed), next_norm, normed)
         self._lengths[slots] += 1
-        hidden = self._rms_norm(x, self._norm)
-        return StepOutput(self._head(hidden), hidden)
+        return StepOutput(self._head(normed), normed)
 
     def copy(self, source: Slots, target: Slots, start: npt.NDArray[np.int64]) -> None:
         if len(source):
@@ -166,12 +168,15 @@ class FusedBackend(Backend):
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self._eps)
 
-    def _mlp(self, layer: _Layer, x: Tensor) -> Tensor:
-        gate_up = layer.gate_up(self._rms_norm(x, layer.mlp_norm))
-        gated = torch.empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2), dtype=gate_up.dtype)
-        kernels.gated_silu(
-            kernels.as_array(gate_up.view(-1, gate_up.shape[-1])), kernels.as_array(gated.view(-1, gated.shape[-1]))
-        )
+    def _add_norm(self, x: Tensor, update: Tensor, weight: Tensor, out: Tensor) -> None:
+        arrays = (kernels.as_array(tensor) for tensor in (x, update, weight))
+        kernels.add_rms_norm(*arrays, self._eps, kernels.as_array(out))
+
+    def _gated_mlp(self, layer: _Layer, normed: Tensor) -> Tensor:
+        """The feed-forward block of [n, H]."""
+        gate_up = layer.gate_up(normed)
+        gated = torch.empty((len(gate_up), gate_up.shape[1] // 2), dtype=gate_up.dtype)
+        kernels.gated_silu(kernels.as_array(gate_up), kernels.as_array(gated))
         return layer.down(gated)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], keep_hidden: bool) -> list[Prefix]:
@@ -192,7 +197,8 @@ class FusedBackend(Backend):
             q, k, v = (a.transpose(1, 2) for a in (q, k, v))
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             x = x + layer.output(attended.transpose(1, 2).reshape(n, t, -1))
-            x = x + self._mlp(layer, x)
+            normed = self._rms_norm(x, layer.mlp_norm).view(n * t, -1)
+            x = x + self._gated_mlp(layer, normed).view(n, t, -1)
         hidden = self._rms_norm(x, self._norm)
         last = hidden[torch.arange(n), torch.tensor(lengths) - 1]
         logits = self._head(last)
@@ -243,7 +249,8 @@ class Arena:
         self._free = merged
 
 
-def _read_layer(layer: nn.Module) -> _Layer:
+# `Any`: transformers' modules are not typed, and these two functions are all that looks inside them.
+def _read_layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         input_norm=layer.input_layernorm.weight,
@@ -255,13 +262,15 @@ def _read_layer(layer: nn.Module) -> _Layer:
     )
 
 
-def _dense_weight(module: nn.Module) -> Tensor:
+def _dense_weight(module: Any) -> Tensor:
     """The matrix a linear module applies; a LoRA layer's active adapters are added to a copy."""
     if not hasattr(module, "get_delta_weight"):
-        return module.weight
-    weight = module.get_base_layer().weight
-    deltas = [] if module.disable_adapters or module.merged else module.active_adapters
-    return sum((module.get_delta_weight(name).to(weight.dtype) for name in deltas), weight)
+        return torch.as_tensor(module.weight)
+    weight = torch.as_tensor(module.get_base_layer().weight)
+    active = [] if module.disable_adapters or module.merged else module.active_adapters
+    for name in active:
+        weight = weight + module.get_delta_weight(name).to(weight.dtype)
+    return weight
 
 
 def _linear(*weights: Tensor) -> Linear:
@@ -285,5 +294,5 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-high, low), dim=-1) * sin
 
 
-def _head_dim(config: object) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # type: ignore[attr-defined,no-any-return]
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

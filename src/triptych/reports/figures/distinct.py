@@ -83,7 +83,7 @@ def _distinct_lines(axes: Axes, run: Decoding, family: Family) -> None:
         look = style.Look(style.ORDER_COLOURS[n], style.ORDER_MARKERS[n], style.ORDER_LINES[n])
         style.plot_estimates(axes, [t for t, _ in points], [estimate for _, estimate in points], look, f"N = {n}")
     style.temperature_ticks(axes, sorted({arm.temperature for arm in arms if arm.temperature is not None}))
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0, 1.05)
     axes.grid(axis="y")
     prompts = [estimate.n_clusters for _, estimate in run.sweep(arms, "distinct_1", "across")]
     style.note(axes, f"n = {max(prompts):,} prompts" if prompts else "")

@@ -82,10 +82,23 @@ def _box_row(axes: Axes, y: float, values: FloatArray, colour: str) -> None:
     box = style.draw_box(axes, y + 0.1, values, colour, height=0.4)
     if len(values) <= MAX_POINTS:
         offsets = style.swarm(len(values), height=0.2)
-        axes.plot(values, y - 0.33 + offsets, ".", color=colour, markersize=3, alpha=0.6, markeredgewidth=0)
+        axes.plot(
+            values,
+            y - 0.33 + offsets,
+            ".",
+            color=colour,
+            markersize=_dot_size(len(values)),
+            alpha=0.6,
+            markeredgewidth=0,
+        )
     else:
         outside = values[(values < box.low) | (values > box.high)]
         axes.plot(outside, np.full(len(outside), y + 0.1), ".", color=colour, markersize=3, markeredgewidth=0)
+
+
+def _dot_size(count: int) -> float:
+    """Points; few dots may be large, many must not hide one another."""
+    return 7.0 if count <= 30 else 4.5 if count <= 100 else 3.0
 
 
 def _histogram(axes: Axes, scores: FloatArray, edges: FloatArray, colour: str) -> None:

@@ -93,7 +93,8 @@ def count_sentence(run: Decoding, arms: Sequence[Arm]) -> str:
         groups.setdefault((len(run.rows[arm].prompt_ids), run.rows[arm].n_prompts), []).append(names[arm])
     if len(groups) == 1:
         return f"n = {_completions(*next(iter(groups)))}{'' if len(arms) == 1 else ' an arm'}."
-    parts = [f"{_completions(*size)} ({_members(members)})" for size, members in groups.items()]
+    by_size = sorted(groups.items(), key=lambda group: len(group[1]))  # the unnamed others come last
+    parts = [f"{_completions(*size)} ({_members(members)})" for size, members in by_size]
     return f"n = {'; '.join(parts)}."
 
 

@@ -30,7 +30,7 @@ SMALL = 8
 QUIET = 0.16
 """Opacity of grid lines."""
 
-GREY, RED, BLUE, ORANGE, GREEN = "#77818d", "#c04550", "#1f74cf", "#d97824", "#138a6a"
+GREY, RED, BLUE, ORANGE, GREEN = "#77818d", "#c04550", "#1f74cf", "#d37220", "#138a6a"
 OCHRE, PURPLE, TEAL, PINK = "#8a6a10", "#8a4fc4", "#1488a0", "#c2428f"
 ORDER_COLOURS = {1: BLUE, 2: OCHRE, 3: RED}
 ORDER_MARKERS = {1: "o", 2: "s", 3: "^"}

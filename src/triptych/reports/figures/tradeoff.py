@@ -4,6 +4,8 @@ Where no completion has a reward, figure 7 says so in large letters and shows th
 the substitute it is: likelihood is not quality (Zhang et al. 2021).
 """
 
+from typing import NamedTuple
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,8 +17,8 @@ from triptych.reports.format import joined, plural, with_interval
 from triptych.reports.inputs import Decoding
 from triptych.reports.settings import lookup
 
-LABEL_WIDTH, LABEL_HEIGHT = 0.24, 0.045
-"""About the size of a label on the frontier, in fractions of the axes."""
+CHARACTER_WIDTH, LABEL_HEIGHT = 0.02, 0.045
+"""About the size of a label's character, in fractions of the axes."""
 
 
 def is_scored(run: Decoding) -> bool:
@@ -31,13 +33,12 @@ def figure_07(run: Decoding) -> Figure:
     looks = style.looks(families(points))
     with style.applied():
         figure, (axes,) = style.new_figure(3.7 if scored else 4.3)
-        for index, (family, look) in enumerate(looks.items()):
-            arms = [arm for arm in points if arm.family == family]
-            below = len(looks) > 1 and index == 0  # so that the labels of two lines keep apart
-            _trail(axes, [(arm.temperature, *points[arm]) for arm in arms], look, names[family], below=below)
+        for family, look in looks.items():
+            _trail(axes, [points[arm] for arm in points if arm.family == family], look, names[family])
         axes.set_xlabel("Distinct-1 across prompts  (more varied →)")
         axes.set_ylabel(f"mean reward ({_reward_model(run)})" if scored else "mean log-probability (nats per token)")
         axes.margins(0.12)
+        place_labels(axes, _labels_07(points))
         axes.grid()
         style.legend_above(figure, axes, columns=3)
         if not scored:
@@ -56,7 +57,9 @@ def figure_frontier(run: Decoding) -> Figure:
             _setting_points(axes, settings, name if equal else f"{name} ({plural(settings[0].budget, 'setting')})")
         _frontier_line(axes, run)
         axes.margins(0.1)
-        _frontier_labels(axes, run)
+        labels = setting_labels(arm for arm, _ in run.frontier)
+        on_it = [(labels[arm], point.diversity.value, point.quality.value) for arm, point in _on_frontier(run)]
+        place_labels(axes, [Label(*label, below=False) for label in on_it])
         axes.set_xlabel(f"{_first(run).diversity_name}  (more varied →)")
         axes.set_ylabel(_first(run).quality_name)
         axes.grid()
@@ -65,16 +68,13 @@ def figure_frontier(run: Decoding) -> Figure:
     return figure
 
 
-def _trail(
-    axes: Axes, points: list[tuple[float | None, Estimate, Estimate]], look: style.Look, label: str, *, below: bool
-) -> None:
-    """One strategy's points, joined in the order of temperature and labelled with it."""
-    x, y = [d.value for _, d, _ in points], [q.value for _, _, q in points]
+def _trail(axes: Axes, points: list[tuple[Estimate, Estimate]], look: style.Look, label: str) -> None:
+    """One strategy's points, joined in the order of temperature."""
     axes.errorbar(
-        x,
-        y,
-        xerr=style.errors([diversity for _, diversity, _ in points]),
-        yerr=style.errors([quality for _, _, quality in points]),
+        [diversity.value for diversity, _ in points],
+        [quality.value for _, quality in points],
+        xerr=style.errors([diversity for diversity, _ in points]),
+        yerr=style.errors([quality for _, quality in points]),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,
@@ -83,14 +83,48 @@ def _trail(
         capsize=2,
         label=label,
     )
-    for (temperature, _, _), place in zip(points, zip(x, y, strict=True), strict=True):
-        _label(axes, "" if temperature is None else at_temperature(temperature), place, below=below)
 
 
-def _label(axes: Axes, text: str, place: tuple[float, float], *, below: bool = False) -> None:
-    """A label in a corner between the error bars; of falling lines the lower left and the upper right are free."""
-    offset, across, up = ((-4, -3), "right", "top") if below else ((4, 3), "left", "bottom")
-    axes.annotate(text, place, offset, textcoords="offset points", ha=across, va=up, fontsize=style.SMALL)
+class Label(NamedTuple):
+    """A text beside a point."""
+
+    text: str
+    x: float
+    y: float
+    below: bool
+    """At the lower left of its point, else at the upper right."""
+
+
+def _labels_07(points: dict[Arm, tuple[Estimate, Estimate]]) -> list[Label]:
+    """Temperatures; those of the first line stand below it, so that the labels of two lines keep apart."""
+    lines = families(points)
+    return [
+        Label(
+            "" if arm.temperature is None else at_temperature(arm.temperature),
+            diversity.value,
+            quality.value,
+            below=len(lines) > 1 and arm.family == lines[0],
+        )
+        for arm, (diversity, quality) in points.items()
+    ]
+
+
+def place_labels(axes: Axes, labels: list[Label]) -> None:
+    """Labels in a corner between the error bars: of falling lines the lower left and the upper right are free.
+
+    One that would run into an earlier label is left out: the tables have them all.
+    """
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    placed: list[tuple[float, float]] = []
+    for label in labels:
+        offset, across, up, side = ((-4, -3), "right", "top", -1) if label.below else ((4, 3), "left", "bottom", 1)
+        width = CHARACTER_WIDTH * len(label.text)
+        x = (label.x - left) / (right - left) + side * width / 2
+        y = (label.y - bottom) / (top - bottom) + side * LABEL_HEIGHT / 2
+        if all(abs(x - other_x) > width or abs(y - other_y) > LABEL_HEIGHT for other_x, other_y in placed):
+            placed.append((x, y))
+            text = axes.annotate(label.text, (label.x, label.y), offset, textcoords="offset points")
+            text.set(ha=across, va=up, fontsize=style.SMALL)
 
 
 def _unscored_banner(axes: Axes) -> None:
@@ -128,22 +162,6 @@ def _frontier_line(axes: Axes, run: Decoding) -> None:
     x, y = [point.diversity.value for point in on_it], [point.quality.value for point in on_it]
     # As error bars without bars, so that the legend lists it in the order of drawing: last.
     axes.errorbar(x, y, color=style.INK, linewidth=1.1, linestyle="--", zorder=1, label="frontier")
-
-
-def _frontier_labels(axes: Axes, run: Decoding) -> None:
-    """What the settings on the frontier are; above and to the right of them no other setting can be in the way.
-
-    A label that would run into an earlier one is left out: the table has them all.
-    """
-    labels = setting_labels(arm for arm, _ in run.frontier)
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    placed: list[tuple[float, float]] = []
-    for arm, point in _on_frontier(run):
-        x, y = point.diversity.value, point.quality.value
-        place = ((x - left) / (right - left), (y - bottom) / (top - bottom))
-        if all(abs(place[0] - other[0]) > LABEL_WIDTH or abs(place[1] - other[1]) > LABEL_HEIGHT for other in placed):
-            _label(axes, labels[arm], (x, y))
-            placed.append(place)
 
 
 def _settings_by_strategy(run: Decoding) -> dict[str, list[FrontierPoint]]:
@@ -199,14 +217,15 @@ def _figure_07_caption(run: Decoding) -> str:
     if is_scored(run):
         unscored = sum(quality.n_unscored for _, quality in points.values())
         scored_by = f"Reward: mean score by {joined(run.reward_models) or 'the reward model of the run'}"
-        start = f"{scored_by}, {plural(unscored, 'completion')} without a score. Points are labelled with temperature."
+        start = f"{scored_by}, {plural(unscored, 'completion')} without a score."
     else:
         start = (
             "The paper's figure needs a reward model, and none was available in this run: nothing here is a reward. As "
             "a substitute the vertical axis shows the model's own mean log-probability, which says how likely the text "
             f"is to the model and not how good it is. To get the figure, {_how_to_score(run)}."
         )
-    return f"{start} {points_sentence(both)} {interval_sentence(both)}"
+    labels = "Points are labelled with temperature where there is room."
+    return f"{start} {labels} {points_sentence(both)} {interval_sentence(both)}"
 
 
 def _how_to_score(run: Decoding) -> str:
@@ -245,7 +264,7 @@ def _frontier_caption(run: Decoding) -> str:
         f"Every setting tried: {first.quality_name} against {first.diversity_name}. Filled: no other setting has both "
         "a higher quality and a higher diversity; joined by the dashed line. Open: some other has. "
         f"{_budget_sentence(run)} {points_sentence(estimates)} {interval_sentence(estimates)} Points whose intervals "
-        "overlap may well change places in another run. Labels that would overlap are left out; the table has them."
+        "overlap may well change places in another run. Labels that would overlap are left out; the tables have them."
     )
 
 
