@@ -19,7 +19,7 @@ from triptych import __version__
 from triptych.commands.bench import bench
 from triptych.commands.decode import decode
 from triptych.commands.doctor import doctor
-from triptych.commands.options import Globals
+from triptych.commands.options import GLOBALS, Globals
 from triptych.commands.outcome import Outcome
 from triptych.commands.report import report
 from triptych.commands.study import study
@@ -48,13 +48,12 @@ app.add_typer(bench, name="bench")
 
 @app.callback()
 def _global_options(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End stdout with one JSON object of the figures.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
-    context.obj = Globals(debug, as_json, quiet)
+    GLOBALS.set(Globals(debug, as_json, quiet))
 
 
 def main() -> NoReturn:

@@ -5,14 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from triptych.commands.options import command_line, globals_of
+from triptych.commands.options import GLOBALS, command_line
 from triptych.commands.outcome import Outcome, run_outcome
 
 DEFAULT_STRATEGIES = ("greedy", "beam:width=4", "top_k:k=50,temperature=1.0", "top_p:p=0.9,temperature=1.0")
 
 
 def decode(
-    context: typer.Context,
     model: Annotated[str, typer.Option(help="A hub id, a local folder, or starter.")],
     prompts: Annotated[str, typer.Option(help="A hub id, a .jsonl, .json, .csv or .parquet file, or starter.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
@@ -59,7 +58,7 @@ def decode(
         "reward_model": reward_model,
     }
     config = parse_config(StudyConfig, {"model": model, "seed": seed, "decoding": decoding}, where="triptych decode")
-    show_progress = not globals_of(context).quiet
+    show_progress = not GLOBALS.get().quiet
     done = run_study(config, out, command=command_line(), fresh=fresh, show_progress=show_progress)
     return run_outcome(done.run_dir, done.report, did_work=done.did_work)
 

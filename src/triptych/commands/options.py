@@ -1,9 +1,8 @@
 """Options that every command understands."""
 
 import sys
+from contextvars import ContextVar
 from dataclasses import dataclass
-
-import typer
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,8 @@ class Globals:
     """No progress, no notes."""
 
 
-def globals_of(context: typer.Context) -> Globals:
-    """The global options of a call."""
-    found = context.find_object(Globals)
-    return Globals() if found is None else found
+GLOBALS: ContextVar[Globals] = ContextVar("GLOBALS", default=Globals())
+"""Those of the command line that is running."""
 
 
 def command_line() -> list[str]:

@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
-from triptych.commands.options import command_line, globals_of
+from triptych.commands.options import GLOBALS, command_line
 from triptych.commands.outcome import Outcome, run_outcome
 
 
 def study(
-    context: typer.Context,
     recipe: Annotated[
         str, typer.Option(help="starter, smoke, paper, or a FILE.yaml (such as the config.yaml of a run).")
     ] = "starter",
@@ -42,6 +41,6 @@ def study(
         default_out(recipe) if out is None else out,
         command=command_line(),
         fresh=fresh,
-        show_progress=not globals_of(context).quiet,
+        show_progress=not GLOBALS.get().quiet,
     )
     return run_outcome(done.run_dir, done.report, did_work=done.did_work)

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from triptych import doctor
+from triptych.cli import run
+from triptych.decoding.plan import plan_requests
+from triptych.doctor import Diagnosis, decoding_rate, diagnose, folder_bytes, matmul_flops, recipe_cost, report_lines
+from triptych.models.hardware import Hardware
+from triptych.study import load_recipe
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and no two seconds of arithmetic."""
+    monkeypatch.setattr(doctor, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def diagnosis(quick: None) -> Diagnosis:
+    return diagnose(0.01)
+
+
+def test_it_names_every_recipe_and_says_that_costs_are_estimates(diagnosis: Diagnosis) -> None:
+    text = "\n".join(report_lines(diagnosis))
+    for name in ("starter", "smoke", "paper"):
+        assert f"recipe      {name}: " in text
+    assert "estimate" in text
+    assert "does not answer" in text
+    assert "torch" in diagnosis.packages
+
+
+def test_json_is_what_people_read(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = json.loads(lines[-1])
+    assert said["hub_reachable"] is False
+    assert [cost["recipe"] for cost in said["recipes"]] == ["paper", "smoke", "starter"]
+    assert any(line.startswith("processor") for line in lines)
+
+
+def test_costs_follow_the_plan_and_the_rate() -> None:
+    config = load_recipe("smoke")
+    slow, fast = (recipe_cost("smoke", config, flops) for flops in (1e11, 2e11))
+    assert config.decoding.limit is not None
+    completions = sum(map(len, plan_requests(config.decoding, config.decoding.limit)))
+    assert slow.rows > completions  # beams and candidates are rows of their own
+    assert slow.seconds - doctor.FIXED_SECONDS == pytest.approx(2 * (fast.seconds - doctor.FIXED_SECONDS), abs=0.2)
+    assert slow.scoring_seconds is None
+    assert recipe_cost("paper", load_recipe("paper"), 1e12).scoring_seconds is not None
+
+
+def test_the_rate_is_a_share_of_what_matrix_products_allow() -> None:
+    # 1e12 operations a second over 2 · 134.5e6 a token, times the share.
+    assert decoding_rate(1e12) == pytest.approx(doctor.DECODING_SHARE * 3717, rel=1e-3)
+
+
+def test_the_probe_measures_something() -> None:
+    assert matmul_flops(torch.device("cpu"), torch.float32, 0.01) > 1e7
+
+
+def test_features_by_their_usual_names() -> None:
+    flags = frozenset({"avx2", "avx512f", "amx_bf16"})
+    hardware = Hardware(cpu="made up", cores=2.0, memory_bytes=1, flags=flags, gpus=(), has_mps=False)
+    assert doctor.features_of(hardware) == ("AVX2", "AVX-512", "AMX bf16")
+
+
+def test_folders_are_measured_without_links(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_bytes(bytes(1000))
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "file")
+    assert folder_bytes(tmp_path) == 1000
+    assert folder_bytes(tmp_path / "absent") == 0

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from triptych.config import dump_yaml
+from triptych.decoding.plan import compared_arms, expand, plan_requests
+from triptych.errors import ConfigError, MissingInputError
+from triptych.study import RECIPES, default_out, load_recipe, recipe_names, recipe_path
+
+NAMES = ["paper", "smoke", "starter"]
+
+
+class TestRecipes:
+    def test_there_are_three(self) -> None:
+        assert recipe_names() == NAMES
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_says_what_it_reproduces_how_long_it_takes_and_what_to_expect(self, name: str) -> None:
+        head = [line for line in (RECIPES / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+        assert head[0].startswith(f"# {name}: ")
+        for heading in ("Reproduces", "Takes", "Expect"):
+            assert any(line.startswith(f"# {heading}") for line in head), heading
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_has_the_arms_of_the_paper_s_figures(self, name: str) -> None:
+        decoding = load_recipe(name).decoding
+        temperatures = {
+            strategy: sorted(s.temperature for s in expand(decoding.strategies) if s.name == strategy)  # type: ignore[attr-defined]
+            for strategy in ("top_k", "top_p")
+        }
+        assert temperatures == {name: [0.2, 0.5, 0.8, 1.0, 1.2] for name in ("top_k", "top_p")}
+        assert {"greedy", "beam"} <= {name for name, _ in compared_arms(decoding)}
+        assert decoding.within is not None
+        assert any(s.name == "top_p" for s in expand(decoding.within.strategies))
+        assert decoding.frontier is not None
+
+    def test_the_paper_s_settings_are_those_it_reports(self) -> None:
+        config = load_recipe("paper")
+        decoding, within = config.decoding, config.decoding.within
+        assert config.model == "HuggingFaceTB/smollm2-135M-SFT-Only"
+        assert (decoding.prompts, decoding.limit, decoding.max_new_tokens) == ("yahma/alpaca-cleaned", 400, 128)
+        assert (decoding.stopping.block, decoding.stopping.threshold) == (3, 4)
+        assert decoding.reward_model == "OpenAssistant/reward-model-deberta-v3-large-v2"
+        assert decoding.shuffle
+        assert within is not None
+        assert within.samples == 10
+        settings = {
+            (s.name, getattr(s, "k", None), getattr(s, "p", None), getattr(s, "width", None))
+            for s in expand(decoding.strategies)
+        }
+        assert settings == {
+            ("greedy", None, None, None),
+            ("beam", None, None, 4),
+            ("top_k", 50, None, None),
+            ("top_p", None, 0.9, None),
+        }
+
+    def test_only_the_paper_s_needs_a_hub(self) -> None:
+        for name in ("starter", "smoke"):
+            config = load_recipe(name)
+            assert (config.model, config.decoding.prompts, config.decoding.reward_model) == ("starter", "starter", None)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_resolved_recipe_repeats_itself(self, name: str, tmp_path: Path) -> None:
+        config = load_recipe(name)
+        (tmp_path / "config.yaml").write_text(dump_yaml(config))
+        assert load_recipe(str(tmp_path / "config.yaml")) == config
+
+    def test_smoke_is_small(self) -> None:
+        decoding = load_recipe("smoke").decoding
+        assert decoding.limit is not None
+        requests = plan_requests(decoding, decoding.limit)
+        assert sum(map(len, requests)) * decoding.max_new_tokens < 4000
+
+
+class TestLoading:
+    def test_overrides(self) -> None:
+        config = load_recipe("smoke", ["decoding.limit=5", "seed=7", "decoding.strategies=[greedy]"])
+        assert (config.decoding.limit, config.seed, config.decoding.strategies) == (5, 7, ("greedy",))
+
+    def test_a_file_wins_by_its_suffix_and_a_name_by_being_known(self, tmp_path: Path) -> None:
+        assert recipe_path("smoke") == RECIPES / "smoke.yaml"
+        assert recipe_path(str(tmp_path / "x.yml")) == tmp_path / "x.yml"
+
+    def test_mistakes_are_blamed_on_where_they_are(self, tmp_path: Path) -> None:
+        mine = tmp_path / "mine.yaml"
+        mine.write_text(yaml.safe_dump({"decoding": {"strategies": ["greedy"], "limit": 0}}))
+        with pytest.raises(ConfigError, match=r"mine\.yaml: decoding\.limit is 0 but must be >= 1"):
+            load_recipe(str(mine), ["seed=1"])
+        with pytest.raises(ConfigError, match=r"^--set seed=-1 --set decoding.limit=2: seed is -1 but must be >= 0"):
+            load_recipe("smoke", ["seed=-1", "decoding.limit=2"])
+        with pytest.raises(ConfigError, match="unknown recipe 'strater'; did you mean 'starter'"):
+            load_recipe("strater")
+        with pytest.raises(MissingInputError, match=r"absent\.yaml: no such file"):
+            load_recipe(str(tmp_path / "absent.yaml"))
+
+    def test_runs_of_one_recipe_lie_in_one_place(self) -> None:
+        assert default_out("smoke") == Path("runs/smoke")
+        assert default_out("some/where/mine.yaml") == Path("runs/mine")
