@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUNS   ?= runs
 ARGS   ?=
-BENCH  ?= decode dpo grpo usae
+BENCH  ?= decode
 
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -20,7 +20,7 @@ test: lint ## linter, format, types and the tests; ARGS="-k name" goes to pytest
 	@echo "== tests"
 	@$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.ready-bench ## this project and its peers side by side; BENCH="decode dpo" picks, ARGS go to `triptych bench`
+bench: $(VENV)/.ready-bench ## this project and its peers side by side; ARGS go to `triptych bench decode`
 	@mkdir -p $(RUNS)/bench
 	@set -e; for name in $(BENCH); do \
 	    echo "== bench $$name -> $(RUNS)/bench/$$name.json"; \

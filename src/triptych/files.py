@@ -71,6 +71,9 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise OutputError(f"{path} is a file where a folder is to be made: move it away or {_ANOTHER}") from None
+        except FileNotFoundError:
+            # Of the parents that are made on the way: file systems such as /proc take no folders.
+            raise OutputError(f"{path} cannot be made, because no folders can be made there: {_ANOTHER}") from None
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{result['completions']:,}",
             f"{result['seconds']:.1f}",
         )
-    console = Console()
+    console = Console(width=100)
     console.print(table)
     ours = report["results"]["triptych"]
     bound = ours["detail"]["matrix_product_seconds"] / ours["seconds"]

@@ -22,5 +22,4 @@ def bench_decode(
     """
     from triptych.bench.decode import run
 
-    run(out)
-    return Outcome((str(out),), {"out": str(out)})
+    return Outcome(figures=run(out), lines=(str(out),))

@@ -17,7 +17,9 @@ class Globals:
     """No progress, no notes."""
 
 
-GLOBALS: ContextVar[Globals] = ContextVar("GLOBALS", default=Globals())
+NO_GLOBALS = Globals()
+
+GLOBALS: ContextVar[Globals] = ContextVar("GLOBALS", default=NO_GLOBALS)
 """Those of the command line that is running."""
 
 

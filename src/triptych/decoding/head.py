@@ -15,6 +15,10 @@ from torch import Tensor
 from triptych.decoding import kernels
 
 
+# Below it float32 has no reciprocal; at it there is no token but the most probable.
+_COLDEST = 1e-30
+
+
 class Head(NamedTuple):
     """The `m` most probable tokens of `n` rows, in descending order, ties by ascending token id."""
 
@@ -26,7 +30,7 @@ class Head(NamedTuple):
     entropy: Float[Tensor, " n"]
     """Of the whole distribution at the row's temperature (nats)."""
     deviation: Float[Tensor, " n"]
-    """Sample standard deviation of the model's own logits."""
+    """Sample standard deviation of those of the model's own logits that are finite."""
     log_normaliser: Float[Tensor, " n"]
     """log Σ exp(logits) at T = 1: `logits - log_normaliser` are the raw log-probabilities."""
     complete: bool
@@ -48,10 +52,10 @@ def read_heads(logits: Float[Tensor, "n v"], temperature: Float[Tensor, " n"]) -
 def read_by_sort(logits: Float[Tensor, "n v"], temperature: Float[Tensor, " n"]) -> HeadSource:
     """Plain torch on any device: float32 logits, one stable sort. The reference that the kernels are tested against."""
     raw = logits.float()
-    scaled = raw / temperature[:, None]
+    scaled = raw / temperature.clamp(min=_COLDEST)[:, None]
     logp = torch.log_softmax(scaled, dim=-1)
     entropy = torch.special.entr(logp.exp()).sum(-1)
-    deviation = raw.std(-1)
+    deviation = _deviation(raw)
     log_normaliser = raw.logsumexp(-1)
     values, ids = raw.sort(dim=-1, descending=True, stable=True)
     logp = logp.gather(-1, ids)
@@ -75,7 +79,7 @@ def read_by_sort(logits: Float[Tensor, "n v"], temperature: Float[Tensor, " n"])
 def _read_by_kernels(logits: Float[Tensor, "n v"], temperature: Float[Tensor, " n"]) -> HeadSource:
     n, vocabulary = logits.shape
     array = kernels.as_array(logits if logits.dtype in (torch.float32, torch.bfloat16) else logits.float())
-    inverse = temperature.float().reciprocal()
+    inverse = temperature.float().clamp(min=_COLDEST).reciprocal()
     maxima = np.empty((n, -(-vocabulary // kernels.BLOCK)), np.float32)
     statistics = np.empty((n, 5), np.float32)
     kernels.row_statistics(array, inverse.numpy(), maxima, statistics)
@@ -97,6 +101,15 @@ def _read_by_kernels(logits: Float[Tensor, "n v"], temperature: Float[Tensor, " 
         )
 
     return HeadSource(take, logits.device)
+
+
+def _deviation(logits: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
+    """Over the finite ones of a row: a masked token is -inf."""
+    finite = logits.isfinite()
+    count = finite.sum(-1)
+    mean = logits.where(finite, 0.0).sum(-1) / count
+    squares = (logits - mean[:, None]).square().where(finite, 0.0).sum(-1)
+    return (squares / (count - 1).clamp(min=1)).sqrt()
 
 
 class Kept(NamedTuple):

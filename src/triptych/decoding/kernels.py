@@ -317,8 +317,8 @@ def _block_maxima(row: Any, maxima: Any) -> Any:
 @njit(fastmath=_FAST, cache=True)
 @no_type_check
 def _moments(row: Any, top: Any, inverse_temperature: Any) -> Any:
-    """Sums over the row of e^x, e^(x/T), (x/T)·e^(x/T), x and x²; x = logit - largest."""
-    z = zt = xt = s1 = s2 = _F(0.0)
+    """Sums over the row of e^x, e^(x/T), (x/T)·e^(x/T), 1, x and x², the last three of finite x; x = logit - largest."""
+    z = zt = xt = count = s1 = s2 = _F(0.0)
     for j in range(row.shape[0]):
         x = _load(row[j]) - top
         scaled = max(x * inverse_temperature, _F(-80.0))
@@ -326,9 +326,12 @@ def _moments(row: Any, top: Any, inverse_temperature: Any) -> Any:
         z += _exp(x)
         zt += e
         xt += scaled * e
-        s1 += x
-        s2 += x * x
-    return z, zt, xt, s1, s2
+        finite = x > _F(-np.inf)
+        y = x if finite else _F(0.0)
+        count += _F(1.0) if finite else _F(0.0)
+        s1 += y
+        s2 += y * y
+    return z, zt, xt, count, s1, s2
 
 
 @njit(parallel=True, nogil=True, cache=True)
@@ -338,21 +341,21 @@ def row_statistics(logits: Any, inverse_temperature: Any, maxima: Any, out: Any)
 
     `maxima` [rows, ceil(V / 128)] receives the largest logit of every block, for [`top_candidates`]. `out` is
     [rows, 5] float32 in the order above; log Z at T is of logits / T. The deviation is the sample standard deviation
-    of the raw logits (n - 1), as in Tang et al. 2024.
+    of the raw logits that are finite (n - 1), as in Tang et al. 2024.
     """
     for r in prange(logits.shape[0]):
         row = logits[r]
         top = _block_maxima(row, maxima[r])
         inverse = inverse_temperature[r]
-        z, zt, xt, s1, s2 = _moments(row, top, inverse)
+        z, zt, xt, count, s1, s2 = _moments(row, top, inverse)
         log_zt = np.log(zt)
-        size = row.shape[0]
         out[r, 0] = top
         out[r, 1] = top + np.log(z)
         out[r, 2] = top * inverse + log_zt
         out[r, 3] = log_zt - xt / zt
+        size = np.float64(count)
         mean = np.float64(s1) / size
-        out[r, 4] = np.sqrt(max((np.float64(s2) - size * mean * mean) / (size - 1), 0.0))
+        out[r, 4] = np.sqrt(max((np.float64(s2) - size * mean * mean) / max(size - 1.0, 1.0), 0.0))
 
 
 @njit(cache=True)

@@ -142,7 +142,7 @@ def _distinct_rises(strategy: str) -> Callable[[Evidence], Finding | NotTested]:
         cut = distinct_slopes(evidence, sweep, length=evidence.fixed_length)
         detail = (
             f"Slopes of Distinct-1, -2, -3: {_listed(slopes)}; the one hardest on the statement decides. "
-            f"On the first {evidence.fixed_length} words, where length plays no part: {_listed(cut)}."
+            f"{_at_length(evidence, cut)}: {_listed(cut)}."
         )
         return Finding(hardest(slopes, +1), detail)
 
@@ -158,7 +158,7 @@ def _larger_n_climbs_faster(strategy: str) -> Callable[[Evidence], Finding | Not
         cut = distinct_slope_gaps(evidence, sweep, length=evidence.fixed_length)
         detail = (
             f"Slope of Distinct-2 less that of Distinct-1, and of Distinct-3 less Distinct-2: {_listed(gaps)}; the one "
-            f"hardest on the statement decides. On the first {evidence.fixed_length} words: {_listed(cut)}. "
+            f"hardest on the statement decides. {_at_length(evidence, cut)}: {_listed(cut)}. "
             "No Distinct-N exceeds 1, so one that starts near it has no room to climb."
         )
         return Finding(hardest(gaps, +1), detail)
@@ -395,6 +395,13 @@ def _mean_logprob(evidence: Evidence, arm: Arm) -> float:
 
 def _number(value: float | None) -> str:
     return "no value" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def _at_length(evidence: Evidence, parts: Sequence[Contrast]) -> str:
+    n_prompts = parts[0].estimate.n_clusters
+    return (
+        f"On the first {evidence.fixed_length} words of the {n_prompts} prompts that have as many at every temperature"
+    )
 
 
 def _listed(parts: Sequence[Contrast]) -> str:

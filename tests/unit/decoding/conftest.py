@@ -44,7 +44,7 @@ def completion(
         sampler_logprobs=None if is_search else logprobs,
         mean_logprob=mean_logprob,
         n_tokens=len(logprobs),
-        stop_reason=stop_reason,  # type: ignore[arg-type]
+        stop_reason=stop_reason,
         score=sum(logprobs) if is_search else None,
         seed=0,
     )

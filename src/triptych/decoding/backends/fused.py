@@ -111,16 +111,14 @@ class FusedBackend(Backend):
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], *, keep_hidden: bool) -> list[Prefix]:
-        prefixes: list[Prefix | None] = [None] * len(prompts)
-        # Similar lengths together: less padding.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        while order:
-            longest = len(prompts[order[-1]])
-            batch = order[-max(1, _PREFILL_TOKENS // longest) :]
-            del order[-len(batch) :]
-            for i, prefix in zip(batch, self._prefill([prompts[i] for i in batch], keep_hidden), strict=True):
-                prefixes[i] = prefix
-        return [prefix for prefix in prefixes if prefix is not None]
+        prefixes: list[Prefix] = []
+        batch: list[Sequence[int]] = []
+        for i, prompt in enumerate(prompts):
+            batch.append(prompt)
+            if i + 1 == len(prompts) or sum(map(len, batch)) + len(prompts[i + 1]) > _PREFILL_TOKENS:
+                prefixes += self._prefill(batch, keep_hidden)
+                batch = []
+        return prefixes
 
     def release(self, prefix: Prefix) -> None:
         self._arena.free(*self._starts.pop(prefix.handle))
@@ -180,45 +178,45 @@ class FusedBackend(Backend):
         return layer.down(gated)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], keep_hidden: bool) -> list[Prefix]:
+        """Reads prompts end to end in one [tokens, H] batch, without padding; each attends to itself alone.
+
+        So what is read of a prompt does not depend on the prompts beside it, to the last bit even in bf16: the rows of
+        a matrix product do not, and attention runs prompt by prompt.
+        """
         lengths = [len(prompt) for prompt in prompts]
-        # Padding is on the right, where causal attention never looks: no mask is needed.
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
-        n, t = ids.shape
-        dim, kv = self._head_dim, self._kv_heads
-        cos, sin = (torch.from_numpy(table[:t])[:, None] for table in (self._cos, self._sin))
         handles = [self._allocate(length) for length in lengths]
-        x = self._embedding[ids]
+        positions = np.concatenate([np.arange(m) for m in lengths])
+        cos, sin = (torch.from_numpy(table[positions])[:, None] for table in (self._cos, self._sin))
+        x = self._embedding[torch.tensor([token for prompt in prompts for token in prompt])]
         for i, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._rms_norm(x, layer.input_norm)).view(n, t, -1, dim)
-            heads = qkv.shape[2] - 2 * kv
-            rotated = _rotate(qkv[:, :, : heads + kv], cos, sin).to(self._dtype)
-            q, k, v = rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, heads + kv :]
-            self._store_prefix(i, handles, k, v)
-            q, k, v = (a.transpose(1, 2) for a in (q, k, v))
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            x = x + layer.output(attended.transpose(1, 2).reshape(n, t, -1))
-            normed = self._rms_norm(x, layer.mlp_norm).view(n * t, -1)
-            x = x + self._gated_mlp(layer, normed).view(n, t, -1)
-        hidden = self._rms_norm(x, self._norm)
-        last = hidden[torch.arange(n), torch.tensor(lengths) - 1]
-        logits = self._head(last)
+            qkv = layer.qkv(self._rms_norm(x, layer.input_norm)).view(len(x), -1, self._head_dim)
+            heads = qkv.shape[1] - 2 * self._kv_heads
+            rotated = _rotate(qkv[:, : heads + self._kv_heads], cos, sin).to(self._dtype)
+            q, k, v = rotated[:, :heads], rotated[:, heads:], qkv[:, heads + self._kv_heads :]
+            parts = zip(handles, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+            attended = torch.cat([self._attend_to_itself(i, *part) for part in parts])
+            x = x + layer.output(attended.view(len(x), -1))
+            x = x + self._gated_mlp(layer, self._rms_norm(x, layer.mlp_norm))
+        hidden = self._rms_norm(x, self._norm).split(lengths)
+        logits = self._head(torch.stack([own[-1] for own in hidden]))
         return [
-            Prefix(handle, m, logits[i], hidden[i, :m].clone() if keep_hidden else None)
+            Prefix(handle, m, logits[i], hidden[i].clone() if keep_hidden else None)
             for i, (handle, m) in enumerate(zip(handles, lengths, strict=True))
         ]
+
+    def _attend_to_itself(self, layer: int, handle: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of one prompt, [m, heads, D]; keeps its keys and values in the arena."""
+        start, m = self._starts[handle]
+        q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+        self._prefix_keys[layer, :, start : start + m] = kernels.as_array(k)
+        self._prefix_values[layer, :, start : start + m] = kernels.as_array(v)
+        out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)
+        return out[0].transpose(0, 1)
 
     def _allocate(self, length: int) -> int:
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         self._starts[handle] = (self._arena.allocate(length), length)
         return handle
-
-    def _store_prefix(self, layer: int, handles: Sequence[int], k: Tensor, v: Tensor) -> None:
-        """Puts `k`, `v` [n, t, H_kv, D] into the arena."""
-        keys, values = kernels.as_array(k.contiguous()), kernels.as_array(v.contiguous())
-        for i, handle in enumerate(handles):
-            start, m = self._starts[handle]
-            self._prefix_keys[layer, :, start : start + m] = keys[i, :m].transpose(1, 0, 2)
-            self._prefix_values[layer, :, start : start + m] = values[i, :m].transpose(1, 0, 2)
 
 
 class Arena:
@@ -276,10 +274,17 @@ def _dense_weight(module: Any) -> Tensor:
 def _linear(*weights: Tensor) -> Linear:
     """x → x · Wᵀ for the stacked weights, packed once into the matrix library's own layout where it has one."""
     weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).detach()
-    if weight.dtype == torch.bfloat16 and _packs():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    return lambda x: F.linear(x, weight)
+    if weight.dtype != torch.bfloat16 or not _packs():
+        return lambda x: F.linear(x, weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def apply(x: Tensor) -> Tensor:
+        # A single row would take another kernel, which rounds differently: a row must not depend on its neighbours.
+        rows = x if len(x) > 1 else x.repeat(2, 1)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+        return out[: len(x)]
+
+    return apply
 
 
 def _packs() -> bool:
@@ -288,7 +293,7 @@ def _packs() -> bool:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in float32: x [n, t, heads, D] with halves rotated, cos and sin [t, 1, D]."""
+    """Rotary embedding in float32: x [t, heads, D] with halves rotated, cos and sin [t, 1, D]."""
     x = x.float()
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin
