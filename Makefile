@@ -17,8 +17,10 @@ study: $(VENV)/.ready ## run the study of the starter recipe; ARGS="--recipe smo
 	@$(BIN)/triptych study $(ARGS)
 
 test: lint ## linter, format, types and the tests; ARGS="-k name" goes to pytest
-	@echo "== tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "== tests on tiny models, a process a core"
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not real" $(ARGS)
+	@echo "== tests on the real model"
+	@GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest -q -m real $(ARGS)
 
 bench: $(VENV)/.ready-bench ## this project and its peers side by side; ARGS go to `triptych bench decode`
 	@mkdir -p $(RUNS)/bench

@@ -62,8 +62,6 @@ class Unit:
     job: Job
     key: int
     seed: int
-    search: Search | None = None
-    monitor: Monitor | None = None
     slots: list[int] = field(default_factory=list)
     """Live rows, one for each of `tokens`."""
     reserved: list[int] = field(default_factory=list)
@@ -122,17 +120,26 @@ class Batch:
         self._queue = deque(queue)
         self._ready: deque[tuple[Unit, _Active]] = deque()
         self._live: dict[Unit, _Active] = {}
+        # What follows a live unit's text: its search, or else a monitor of its one row.
+        self._searches: dict[Unit, Search] = {}
+        self._monitors: dict[Unit, Monitor] = {}
         self._free = list(range(backend.slots))[::-1]
+        self._finished: list[Generation] = []
 
     def run(self) -> Iterator[Generation]:
         """Steps until every job is finished."""
         while self._queue or self._ready or self._live:
             started = time.perf_counter()
-            finished = self._admit()
+            self._admit()
             if self._live:
-                finished += self._step()
+                self._step()
             self._stats.seconds += time.perf_counter() - started
-            yield from finished
+            yield from self.finished()
+
+    def finished(self) -> list[Generation]:
+        """What is finished and was not handed out yet; a step that failed half-way may have left some."""
+        finished, self._finished = self._finished, []
+        return finished
 
     def unfinished(self) -> list[PromptEntry]:
         """What is left to do, from the beginning of each completion."""
@@ -142,7 +149,7 @@ class Batch:
         started = [PromptEntry(active.ids, units) for active, units in entries.items()]
         return [*started, *self._queue]
 
-    def _admit(self) -> list[Generation]:
+    def _admit(self) -> None:
         """Fills free slots from the queue; a new row's first token comes from its prompt's prediction."""
         self._read_prompts()
         units: list[Unit] = []
@@ -153,19 +160,19 @@ class Batch:
             for slot in unit.reserved:
                 self._backend.admit(active.prefix, slot)
             if unit.job.strategy.name in SEARCHES:
-                unit.search = make_search(unit.job.strategy, self._rules)
+                self._searches[unit] = make_search(unit.job.strategy, self._rules)
                 unit.held = {slot: [] for slot in unit.reserved}
             else:
-                unit.monitor = Monitor(self._rules)
+                self._monitors[unit] = Monitor(self._rules)
             unit.slots = unit.reserved[:1]
             self._live[unit] = active
             units.append(unit)
             actives.append(active)
         if not units:
-            return []
+            return
         logits = torch.stack([active.prefix.logits for active in actives])
         hidden = [active.prefix.hidden for active in actives]
-        return self._choose(units, logits, hidden)
+        self._choose(units, logits, hidden)
 
     def _read_prompts(self) -> None:
         """Reads so many prompts that the free slots are taken, once enough slots are free to be worth a prefill."""
@@ -175,8 +182,9 @@ class Batch:
             return
         chosen: list[PromptEntry] = []
         tokens = 0
-        while self._queue and room > 0 and self._backend.room_for(tokens + len(self._queue[0].ids)):
-            entry = self._queue.popleft()
+        for entry in self._queue:
+            if room <= 0 or not self._backend.room_for(tokens + len(entry.ids)):
+                break
             chosen.append(entry)
             tokens += len(entry.ids)
             room -= sum(unit.width for unit in entry.units)
@@ -190,10 +198,12 @@ class Batch:
         prefixes = self._backend.prefill([entry.ids for entry in chosen], keep_hidden=keep_hidden)
         self._stats.prefill_tokens += tokens
         for entry, prefix in zip(chosen, prefixes, strict=True):
+            # Not before: a prefill that fails must leave its prompts in the queue.
+            self._queue.popleft()
             active = _Active(entry.ids, prefix, len(entry.units))
             self._ready.extend((unit, active) for unit in entry.units)
 
-    def _step(self) -> list[Generation]:
+    def _step(self) -> None:
         units = list(self._live)
         slots = np.array([slot for unit in units for slot in unit.slots], np.int64)
         tokens = np.array([token for unit in units for token in unit.tokens], np.int64)
@@ -204,35 +214,33 @@ class Batch:
         hidden: list[Tensor | None] = []
         row = 0
         for unit in units:
-            if unit.search is not None:
+            search = self._searches.get(unit)
+            if search is not None:
                 for slot, token in zip(unit.slots, unit.tokens, strict=True):
                     unit.held[slot].append(token)
-            hidden.append(output.hidden[row : row + len(unit.slots)] if _wants_hidden(unit) else None)
+            wanted = search is not None and search.needs_hidden
+            hidden.append(output.hidden[row : row + len(unit.slots)] if wanted else None)
             row += len(unit.slots)
-        return self._choose(units, output.logits, hidden)
+        self._choose(units, output.logits, hidden)
 
-    def _choose(self, units: list[Unit], logits: Tensor, hidden: Sequence[Tensor | None]) -> list[Generation]:
-        """Lets every unit react to its rows of `logits`; returns what finished."""
+    def _choose(self, units: list[Unit], logits: Tensor, hidden: Sequence[Tensor | None]) -> None:
+        """Lets every unit react to its rows of `logits`."""
         temperatures = torch.tensor([unit.temperature for unit in units for _ in unit.slots], dtype=torch.float32)
         source = read_heads(logits, temperatures.to(logits.device))
         first_rows = np.cumsum([0, *(len(unit.slots) for unit in units)])
         by_strategy: dict[str, list[int]] = {}
         for i, unit in enumerate(units):
             by_strategy.setdefault(unit.job.strategy.name, []).append(i)
-        finished: list[Generation] = []
         copies = _Copies([], [], [])
         for name, members in by_strategy.items():
             rows = [int(first_rows[i]) for i in members]
             if name in SEARCHES:
-                finished += self._search(
-                    [units[i] for i in members], rows, source, [hidden[i] for i in members], copies
-                )
+                self._search([units[i] for i in members], rows, source, [hidden[i] for i in members], copies)
             else:
-                finished += self._sample([units[i] for i in members], rows, source)
+                self._sample([units[i] for i in members], rows, source)
         self._backend.copy(*(np.array(column, np.int64) for column in copies))
-        return finished
 
-    def _sample(self, units: list[Unit], rows: list[int], source: HeadSource) -> list[Generation]:
+    def _sample(self, units: list[Unit], rows: list[int], source: HeadSource) -> None:
         """One token for each of `units`, which share a kind of strategy and have one row each."""
         at = torch.tensor(rows)
         if isinstance(units[0].job.strategy, Sampler):
@@ -250,16 +258,13 @@ class Batch:
             logprobs = (head.logits[:, 0] - head.log_normaliser).tolist()
             # Greedy draws from a distribution with all its mass on one token.
             columns = (head.ids[:, 0].tolist(), logprobs, [0.0] * len(units))
-        finished = []
         for unit, token, logprob, sampler_logprob in zip(units, *columns, strict=True):
             unit.logprobs.append(logprob)
             unit.sampler_logprobs.append(sampler_logprob)
             unit.tokens = [token]
-            assert unit.monitor is not None
-            if reason := unit.monitor.push(token):
-                result = Finished(unit.monitor.ids, unit.logprobs, reason, None)
-                finished.append(self._finish(unit, result, unit.sampler_logprobs))
-        return finished
+            if reason := self._monitors[unit].push(token):
+                result = Finished(self._monitors.pop(unit).ids, unit.logprobs, reason, None)
+                self._finish(unit, result, unit.sampler_logprobs)
 
     def _search(
         self,
@@ -268,30 +273,30 @@ class Batch:
         source: HeadSource,
         hidden: Sequence[Tensor | None],
         copies: _Copies,
-    ) -> list[Generation]:
+    ) -> None:
         """Lets searches of one kind move on, and notes the cache copies that their new rows need."""
         counts = [len(unit.slots) for unit in units]
-        wanted = max(unit.search.head for unit in units if unit.search is not None)
+        wanted = max(self._searches[unit].head for unit in units)
         at = torch.tensor([row + j for row, count in zip(rows, counts, strict=True) for j in range(count)])
         head = source.take(at.to(source.device), wanted)
         ids = head.ids.cpu().numpy()
         logprobs = (head.logits - head.log_normaliser[:, None]).float().cpu().numpy()
-        finished = []
         row = 0
         for unit, count, states in zip(units, counts, hidden, strict=True):
-            assert unit.search is not None
-            own = (slice(row, row + count), slice(0, unit.search.head))
+            search = self._searches[unit]
+            own = (slice(row, row + count), slice(0, search.head))
             row += count
             array = None if states is None else states.float().cpu().numpy()
-            move = unit.search.advance(Predictions(ids[own], logprobs[own], array))
+            move = search.advance(Predictions(ids[own], logprobs[own], array))
             if move.finished:
-                finished.append(self._finish(unit, move.finished[0], None))
+                del self._searches[unit]
+                self._finish(unit, move.finished[0], None)
             else:
                 _assign_slots(unit, move.parents, copies)
                 unit.tokens = move.tokens
-        return finished
 
-    def _finish(self, unit: Unit, result: Finished, sampler_logprobs: list[float] | None) -> Generation:
+    def _finish(self, unit: Unit, result: Finished, sampler_logprobs: list[float] | None) -> None:
+        self._finished.append(_generation(unit, result, sampler_logprobs, *self._rules.texts(result.ids)))
         active = self._live.pop(unit)
         self._free += unit.reserved
         active.open_units -= 1
@@ -299,7 +304,6 @@ class Batch:
             self._backend.release(active.prefix)
         self._stats.rows += 1
         self._stats.tokens += len(result.ids)
-        return _generation(unit, result, sampler_logprobs, *self._rules.texts(result.ids))
 
 
 def _assign_slots(unit: Unit, parents: Sequence[int], copies: _Copies) -> None:
@@ -350,7 +354,3 @@ def _generation(
         score=result.score,
         seed=unit.seed,
     )
-
-
-def _wants_hidden(unit: Unit) -> bool:
-    return unit.search is not None and unit.search.needs_hidden

@@ -83,20 +83,23 @@ class Engine:
         widest = max((unit.width for entry in queue for unit in entry.units), default=1)
         slots = max(widest, min(self._slots(), sum(unit.width for entry in queue for unit in entry.units)))
         while queue:
-            batch = Batch(self._make_backend(slots, queue), self._rules, self.stats, queue)
+            batch: Batch | None = None
             try:
+                batch = Batch(self._make_backend(slots, queue), self._rules, self.stats, queue)
                 yield from batch.run()
                 return
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
+                if batch is not None:
+                    yield from batch.finished()
+                    # Unfinished completions start again and come out the same: their noise hangs on no state.
+                    queue = batch.unfinished()
                 if slots <= widest:
                     raise WorkError(
                         f"out of memory with {slots} row(s) of {self._rules.max_new_tokens} tokens; "
                         "free memory, or decode with a smaller max_new_tokens"
                     ) from error
-                # Unfinished completions start again and come out the same: their noise hangs on no state.
-                queue = batch.unfinished()
                 slots = max(widest, slots // 2)
                 self.stats.restarts += 1
                 del batch
@@ -153,6 +156,7 @@ def decode(
     if samples < 1:
         raise ConfigError(f"samples is {samples}; it must be at least 1")
     records = _as_prompts(prompts)
+    _require_one_text_each(records)
     jobs = [
         Job(prompt, strategy, sample)
         for prompt in records
@@ -176,6 +180,13 @@ def _as_prompts(prompts: Sequence[str | Prompt]) -> list[Prompt]:
         name = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
         records.append(Prompt(id=f"{name}-{seen[prompt]}", instruction=prompt, prompt=prompt))
     return records
+
+
+def _require_one_text_each(prompts: Sequence[Prompt]) -> None:
+    texts: dict[str, str | None] = {}
+    for prompt in prompts:
+        if texts.setdefault(prompt.id, prompt.prompt) != prompt.prompt:
+            raise DataError(f"prompt '{prompt.id}' stands for two different texts; give each an id of its own")
 
 
 def _require_room(prompt_id: str, ids: Sequence[int], max_new_tokens: int, context_length: int | None) -> None:

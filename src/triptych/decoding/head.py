@@ -14,7 +14,6 @@ from torch import Tensor
 
 from triptych.decoding import kernels
 
-
 # Below it float32 has no reciprocal; at it there is no token but the most probable.
 _COLDEST = 1e-30
 

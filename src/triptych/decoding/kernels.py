@@ -5,7 +5,10 @@ attention over the ragged caches would add 60-110 ms, its sort over the vocabula
 cached byte once, shared prompt prefixes from the cache they stay in, and take about 25 and 8 ms.
 
 Arrays hold float32, or bfloat16 as its bit pattern in uint16 (NumPy has no bfloat16). Kernels are generic in that:
-`_load` and `_store` convert, all arithmetic is float32. This file is *not* a place for decoding policy.
+`_load` and `_store` convert, all arithmetic is float32.
+Only what Python calls is cached on disk: a helper loaded from the cache could not be inlined, and the sums of a kernel
+compiled around it would round differently from those of one compiled whole. This file is *not* a place for decoding
+policy.
 """
 
 
@@ -91,7 +94,7 @@ def _prefetch(typing_context: Any, row: Any) -> Any:
     return types.void(row), build
 
 
-@njit(fastmath=_FAST, cache=True)
+@njit(fastmath=_FAST)
 @no_type_check
 def _exp(x: Any) -> Any:
     """e ** x for x <= 0, relative error below 3e-7, as straight-line code that the compiler turns into SIMD."""
@@ -103,7 +106,7 @@ def _exp(x: Any) -> Any:
     return series * _power_of_two(whole)
 
 
-@njit(fastmath=_FAST, cache=True)
+@njit(fastmath=_FAST)
 @no_type_check
 def _scores(s: Any, q: Any, K: Any, n: int, heads: Any, ahead: Any) -> None:
     """s[g, t] = q[g] · K[t] for t < n, four t at a time. `len(heads)` is the compile-time number of query heads.
@@ -136,7 +139,7 @@ def _scores(s: Any, q: Any, K: Any, n: int, heads: Any, ahead: Any) -> None:
             s[g, t] = a
 
 
-@njit(fastmath=_FAST, cache=True)
+@njit(fastmath=_FAST)
 @no_type_check
 def _mix(o: Any, s: Any, V: Any, n: int, heads: Any, ahead: Any) -> None:
     """o[g] += s[g, :n] · V[:n], four rows of V at a time."""
@@ -157,7 +160,7 @@ def _mix(o: Any, s: Any, V: Any, n: int, heads: Any, ahead: Any) -> None:
                 o[g, d] += s[g, t] * a
 
 
-@njit(fastmath=_FAST, cache=True)
+@njit(fastmath=_FAST)
 @no_type_check
 def _largest(row: Any, top: Any) -> Any:
     for t in range(row.shape[0]):
@@ -165,7 +168,7 @@ def _largest(row: Any, top: Any) -> Any:
     return top
 
 
-@njit(fastmath=_FAST, cache=True)
+@njit(fastmath=_FAST)
 @no_type_check
 def _exponentials(row: Any, top: Any) -> Any:
     """row = exp(row - top), in place; returns their sum."""
@@ -301,7 +304,7 @@ def copy_slots(K: Any, V: Any, source: Any, target: Any, start: Any, stop: Any) 
             V[layer, target[i], :, a:b] = V[layer, source[i], :, a:b]
 
 
-@njit(fastmath=_FAST, cache=True)
+@njit(fastmath=_FAST)
 @no_type_check
 def _block_maxima(row: Any, maxima: Any) -> Any:
     top = _F(-np.inf)
@@ -314,10 +317,10 @@ def _block_maxima(row: Any, maxima: Any) -> Any:
     return top
 
 
-@njit(fastmath=_FAST, cache=True)
+@njit(fastmath=_FAST)
 @no_type_check
 def _moments(row: Any, top: Any, inverse_temperature: Any) -> Any:
-    """Sums over the row of e^x, e^(x/T), (x/T)·e^(x/T), 1, x and x², the last three of finite x; x = logit - largest."""
+    """Sums of e^x, e^(x/T), (x/T)·e^(x/T), and over finite x of 1, x and x²; x = logit - largest."""
     z = zt = xt = count = s1 = s2 = _F(0.0)
     for j in range(row.shape[0]):
         x = _load(row[j]) - top
@@ -358,7 +361,7 @@ def row_statistics(logits: Any, inverse_temperature: Any, maxima: Any, out: Any)
         out[r, 4] = np.sqrt(max((np.float64(s2) - size * mean * mean) / max(size - 1.0, 1.0), 0.0))
 
 
-@njit(cache=True)
+@njit
 @no_type_check
 def _sort_key(value: Any, index: Any) -> Any:
     """An int64 that sorts by descending float32 value, then ascending index."""
@@ -367,7 +370,7 @@ def _sort_key(value: Any, index: Any) -> Any:
     return (-ordered << np.int64(32)) + np.int64(index)
 
 
-@njit(cache=True)
+@njit
 @no_type_check
 def _gather_by_blocks(row: Any, maxima: Any, m: int) -> Any:
     """Keys of every token that can be among the m largest: those not below the m-th largest block maximum."""
@@ -388,7 +391,7 @@ def _gather_by_blocks(row: Any, maxima: Any, m: int) -> Any:
     return keys[:count]
 
 
-@njit(cache=True)
+@njit
 @no_type_check
 def _gather_by_histogram(row: Any, top: Any, m: int) -> Any:
     """The same for large m: a histogram of distances from the largest logit finds the cut in one pass."""
@@ -433,9 +436,6 @@ def top_candidates(logits: Any, rows: Any, maxima: Any, m: int, ids: Any, values
 
 def as_array(tensor: Tensor) -> npt.NDArray[Any]:
     """A NumPy view of a CPU tensor: float32 as it is, bfloat16 as its bits in uint16."""
-    array: npt.NDArray[Any]
-    if tensor.dtype == torch.bfloat16:
-        array = tensor.view(torch.int16).numpy().view(np.uint16)
-    else:
-        array = tensor.numpy()
+    bits = tensor.dtype == torch.bfloat16
+    array: npt.NDArray[Any] = tensor.view(torch.int16).numpy().view(np.uint16) if bits else tensor.numpy()
     return array

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triptych.decoding import transforms
 from triptych.decoding.head import HeadSource
 from triptych.decoding.strategies import Sampler
-from triptych.decoding.transforms import TRUNCATIONS
 
 FIRST_HEAD = 64
 _GROWTH = 8
@@ -33,7 +33,7 @@ def draw(
     Exact for any head length: the token is the first whose cumulative kept mass, in descending order of probability,
     exceeds u times the mass kept; a row for which the head cannot tell is given a longer one.
     """
-    truncate = TRUNCATIONS[strategies[0].name]
+    truncate = transforms.TRUNCATIONS[strategies[0].name]
     names = [name for name in type(strategies[0]).model_fields if name != "temperature"]
     columns = [torch.tensor([getattr(s, name) for s in strategies], device=uniforms.device) for name in names]
     tokens = torch.zeros(len(rows), dtype=torch.int64, device=uniforms.device)

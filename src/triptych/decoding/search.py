@@ -96,6 +96,8 @@ class BeamSearch(Search):
         self._limit = rules.max_new_tokens
         self._live = [_Hypothesis(Monitor(rules), [], 0.0)]
         self._best: Finished | None = None
+        self.took: list[int] = []
+        """Tokens that the last move chose: of the beams that live on and of those that it ended."""
 
     def advance(self, predictions: Predictions) -> Move:
         return self.advance_at(predictions, np.zeros(predictions.ids.shape))
@@ -105,6 +107,7 @@ class BeamSearch(Search):
         scores = np.array([[beam.score] for beam in self._live]) + predictions.logprobs.astype(np.float64) - cost
         live: list[_Hypothesis] = []
         parents: list[int] = []
+        self.took = []
         for rank, (row, column) in enumerate(_descending(scores)):
             token, logprob = int(predictions.ids[row, column]), float(predictions.logprobs[row, column])
             beam, reason = self._live[row].extended(token, logprob)
@@ -113,12 +116,15 @@ class BeamSearch(Search):
                 parents.append(row)
             elif rank < self.rows:
                 self._finish(beam.finished(reason))
+                self.took.append(token)
             if len(live) == self.rows:
                 break
         hopeful = [i for i, beam in enumerate(live) if self._can_win(beam)]
         self._live = [live[i] for i in hopeful]
+        tokens = [beam.monitor.ids[-1] for beam in self._live]
+        self.took += tokens
         over = [self._best] if not hopeful and self._best is not None else []
-        return Move([parents[i] for i in hopeful], [beam.monitor.ids[-1] for beam in self._live], over)
+        return Move([parents[i] for i in hopeful], tokens, over)
 
     def _finish(self, candidate: Finished) -> None:
         if self._best is None or self._value(candidate) > self._value(self._best):
@@ -171,7 +177,7 @@ class DiverseBeamSearch(Search):
             self._sizes[g] = len(move.tokens)
             if move.finished:
                 self._finished[g] = move.finished[0]
-            taken.update(move.tokens)
+            taken.update(group.took)
             parents += [first + parent for parent in move.parents]
             tokens += move.tokens
         self._started = True
@@ -212,7 +218,8 @@ class ContrastiveSearch(Search):
             if reason := self._monitor.push(int(tokens[chosen])):
                 return Move([], [], [Finished(self._monitor.ids, self._logprobs, reason, None)])
         self._tried = (predictions.ids[chosen], predictions.logprobs[chosen])
-        return Move([chosen] * self.rows, [int(token) for token in predictions.ids[chosen]], [])
+        tokens_to_try = [int(token) for token in predictions.ids[chosen]]
+        return Move([chosen] * len(tokens_to_try), tokens_to_try, [])
 
 
 SEARCHES: dict[str, type[Search]] = {

@@ -5,7 +5,8 @@ To add one: a function `Evidence → Finding | NotTested` and one entry in `STAT
 A statement about several N at once ("for every N-gram") is an intersection: it is reported by the part that is hardest
 on it, which needs no correction to agree (Berger 1982) and one over the parts to disagree.
 
-Not here: verdicts (`claims`), the numbers themselves (`contrasts`).
+Not here: verdicts (`claims`), the numbers themselves (`contrasts`). Longer than most files: each sentence should
+stand in sight of its test.
 """
 
 from collections.abc import Callable, Sequence

@@ -32,7 +32,8 @@ class StopRules:
         self.eos_ids = eos_ids
         self.max_new_tokens = max_new_tokens
         self._tokenizer = tokenizer
-        self._window = max((len(marker) for marker in stopping.markers), default=0) + 4
+        # A token may be no more than a byte.
+        self._window = max((len(marker.encode()) for marker in stopping.markers), default=0) + 4
         self._completing = _completing_tokens(tokenizer, stopping.markers)
 
     def echoes_marker(self, ids: Sequence[int]) -> bool:
@@ -89,7 +90,8 @@ def postprocess(text: str, markers: Sequence[str]) -> str:
 def _completing_tokens(tokenizer: PreTrainedTokenizerBase, markers: Sequence[str]) -> frozenset[int]:
     """Tokens after which a marker may just have been completed: decoding after every token would cost milliseconds.
 
-    A token qualifies if its text contains a marker or begins with some end of one.
+    A token qualifies if its text contains a marker or begins with some end of one, or if it holds bytes of a character
+    that other tokens complete and a marker has such characters.
     """
     if not markers:
         return frozenset()
@@ -97,8 +99,11 @@ def _completing_tokens(tokenizer: PreTrainedTokenizerBase, markers: Sequence[str
     by_first: dict[str, list[str]] = {}
     for end in ends:
         by_first.setdefault(end[0], []).append(end)
+    split = not all(marker.isascii() for marker in markers)
     found = set()
     for token, piece in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])):
+        if split and "\N{REPLACEMENT CHARACTER}" in piece:
+            found.add(token)
         # Some tokenizers drop a leading space when a token is decoded alone: try the text with and without.
         for text in (piece, " " + piece):
             if any(text.startswith(end) for end in by_first.get(text[:1], ())) or any(m in text for m in markers):

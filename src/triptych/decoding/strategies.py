@@ -50,7 +50,7 @@ class Beam(Strategy):
 
     name: ClassVar[str] = "beam"
     width: int = Field(default=4, ge=1)
-    length_penalty: float = 0.0
+    length_penalty: float = Field(default=0.0, ge=-10.0, le=10.0)
 
 
 class DiverseBeam(Strategy):
@@ -88,7 +88,7 @@ class TopK(Sampler):
     """Exactly the `k` most probable tokens (Fan et al. 2018); ties at the k-th go to the lower token id."""
 
     name: ClassVar[str] = "top_k"
-    k: int = Field(default=50, ge=1)
+    k: int = Field(default=50, ge=1, le=2**31 - 1)
 
 
 class TopP(Sampler):

@@ -20,6 +20,7 @@ from triptych.decoding import (
     TopP,
     Typical,
     sampling,
+    transforms,
 )
 from triptych.decoding.head import HeadSource, read_by_sort, read_heads
 from triptych.decoding.sampling import Drawn, draw
@@ -189,7 +190,7 @@ def test_a_wrong_distribution_is_noticed(drawn_from: Sampler, claimed: str, read
 
 def test_a_truncation_with_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted in the code: a nucleus that stops before the token that crosses p."""
-    right = sampling.TRUNCATIONS["top_p"]
+    right = transforms.TRUNCATIONS["top_p"]
 
     def before_crossing(head, p):  # type: ignore[no-untyped-def]
         found = right(head, p)
@@ -197,7 +198,7 @@ def test_a_truncation_with_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         mask = found.mask.scatter(1, last[:, None], False)
         return found._replace(mask=mask, total=(head.logp.double().exp() * mask).sum(-1) + 0 * found.total)
 
-    monkeypatch.setitem(sampling.TRUNCATIONS, "top_p", before_crossing)
+    monkeypatch.setitem(transforms.TRUNCATIONS, "top_p", before_crossing)
     strategy = TopP(p=0.5)
     drawn = sample("kernels", [strategy] * DRAWS, noise(strategy.label))
     assert p_value(drawn.tokens, exact_distribution(strategy)) < 1e-3

@@ -164,7 +164,7 @@ class TestDistinctAt:
     def test_by_hand(self) -> None:
         # The first two words of two texts: a b | a c, three unique of four; "a" alone is too short.
         result = distinct_n_at(["a b x x x", "a c", "a"], 1, 2)
-        assert result == (pytest.approx(3 / 4), 2, 1)
+        assert result.value == pytest.approx(3 / 4)
         assert (result.n_used, result.n_short) == (2, 1)
 
     def test_no_text_is_long_enough(self) -> None:
