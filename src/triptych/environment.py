@@ -16,6 +16,7 @@ from triptych.records import Record
 PACKAGES = (
     "accelerate",
     "datasets",
+    "filelock",
     "gguf",
     "jaxtyping",
     "jinja2",

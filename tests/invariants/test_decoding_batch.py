@@ -16,7 +16,6 @@ from triptych.decoding import (
     Contrastive,
     DiverseBeam,
     Engine,
-    Eta,
     Greedy,
     Job,
     Limits,
@@ -35,23 +34,21 @@ from triptych.models.tiny import tiny_gpt2, tiny_language_model, tiny_llama
 from triptych.records import Generation, Prompt
 from triptych.seeding import generator
 
-LIMIT = 16
+LIMIT = 10
 # From one token to most of the context, two of them alike up to their last.
-TEXTS = ["a", "Name three things.", "x" * 200, "The sum of", "It was " * 12, "It was " * 11 + "It is"]
+TEXTS = ["a", "x" * 200, "It was " * 5, "It was " * 4 + "It is"]
 PROMPTS = [Prompt(id=f"p{i}", instruction=text, prompt=text) for i, text in enumerate(TEXTS)]
 ARMS: list[Strategy] = [
     Greedy(),
     Beam(width=4),
-    Beam(width=3, length_penalty=1.0),
     DiverseBeam(width=4, groups=2),
-    Contrastive(k=4, alpha=0.5),
+    Contrastive(k=3, alpha=0.5),
     Ancestral(temperature=1.2),
     TopK(k=10),
     TopP(p=0.9),
     TopP(p=0.9, temperature=0.5),
     MinP(p=0.05),
     Typical(mass=0.8),
-    Eta(epsilon=0.01),
     TopNSigma(n=2.0),
 ]
 JOBS = [
@@ -128,7 +125,7 @@ def test_the_size_of_the_batch(world: World, max_rows: int) -> None:
     world.require_same(world.run(JOBS, max_rows))
 
 
-@pytest.mark.parametrize("max_rows", [5, 64])
+@pytest.mark.parametrize("max_rows", [6, 64])
 def test_the_order_of_the_jobs(world: World, max_rows: int) -> None:
     world.require_same(world.run(JOBS[::-1], max_rows))
     # Scattered jobs of one prompt read it several times.
@@ -148,12 +145,12 @@ def test_the_presence_of_other_prompts(world: World, index: int) -> None:
 
 
 def test_each_job_by_itself(world: World) -> None:
-    for job in shuffled(JOBS, 1)[:25]:
+    for job in shuffled(JOBS, 1)[:12]:
         world.require_same(world.run([job]), [key_of(job)])
 
 
 def test_a_shared_prompt_equals_separate_ones(world: World) -> None:
-    jobs = [job for job in JOBS if job.prompt == PROMPTS[2]]
+    jobs = [job for job in JOBS if job.prompt == PROMPTS[1]]
     apart: Results = {}
     for part in (jobs[::3], jobs[1::3], jobs[2::3]):
         apart |= world.run(part)
@@ -165,7 +162,7 @@ def test_a_shared_prompt_equals_separate_ones(world: World) -> None:
 
 
 def test_a_sample_does_not_depend_on_how_many_there_are(world: World) -> None:
-    many = [Job(PROMPTS[1], TopP(p=0.9), sample) for sample in range(20)]
+    many = [Job(PROMPTS[2], TopP(p=0.9), sample) for sample in range(20)]
     found = world.run(many, 6)
     assert len({one.token_ids for one in found.values()}) > 10
     firsts = [job for job in many if job.sample < 2]

@@ -112,7 +112,8 @@ def _record(arm: Arm, metric: str, scope: Scope, estimate: Estimate) -> ArmMeasu
 
 
 def _sampler_mean_logprob(generation: Generation) -> float | None:
-    sampled = generation.sampler_logprobs
+    # Greedy draws from one token: its log-probability is 0 by definition, and no measurement.
+    sampled = None if generation.temperature is None else generation.sampler_logprobs
     return math.fsum(sampled) / len(sampled) if sampled else None
 
 

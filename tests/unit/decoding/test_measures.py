@@ -35,7 +35,8 @@ class TestEveryCompletion:
         estimate = found(measures, "mean_logprob", "arm")
         assert (estimate.mean, estimate.n, estimate.n_unscored) == (-2.0, 1, 1)
         assert found(measures, "words", "arm").mean == 1.5
-        assert found(measures, "sampler_mean_logprob", "arm").n_unscored == 1
+        # Greedy draws nothing: neither row has a probability under a sampler.
+        assert found(measures, "sampler_mean_logprob", "arm").n_unscored == 2
 
     def test_beams_have_no_sampler(self, make_completion: Make) -> None:
         rows = [make_completion(f"p{i}", "beam", {"width": 4}) for i in range(3)]
