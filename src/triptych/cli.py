@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn, cast
 import typer
 
 from triptych import __version__
+from triptych.commands.align import align
 from triptych.commands.bench import bench
 from triptych.commands.decode import decode
 from triptych.commands.doctor import doctor
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 for command in (study, decode, report, doctor):
     app.command()(command)
+app.add_typer(align, name="align")
 app.add_typer(bench, name="bench")
 
 

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 from torch.nn import functional
 
+from triptych.alignment.plan import AlignmentConfig
 from triptych.decoding.plan import DecodingConfig, plan_requests, planned_rows
 from triptych.environment import package_versions
 from triptych.models.cache import cache_root
@@ -49,6 +50,12 @@ REWARD_TOKENS = 200
 
 REWARD_SHARE = 0.5
 
+TRAINING_SHARE = 0.6
+"""Of the rate that matrix products allow, for forward passes and for backward passes of frozen weights."""
+
+STARTER_PAIRS, PAIR_TOKENS, PROMPT_TOKENS = 252, 160, 60
+"""Of the starter set; of a pair, its prompt counted once; of a prompt."""
+
 PROBE_SECONDS = 2.0
 
 
@@ -70,6 +77,8 @@ class RecipeCost(Record):
     tokens: int
     seconds: float
     scoring_seconds: float | None
+    training_seconds: float | None = None
+    """Of the alignment panel; None without one."""
     """None without a reward model."""
 
 
@@ -149,17 +158,35 @@ def _weight(width: int, out: int, device: torch.device, dtype: torch.dtype) -> t
 def recipe_cost(name: str, config: StudyConfig, allowed: float) -> RecipeCost:
     """What a recipe will take where matrix products allow so many tokens a second: an estimate."""
     decoding = config.decoding
-    requests = plan_requests(decoding, decoding.limit or 1)
+    requests = [] if decoding is None else plan_requests(decoding, decoding.limit or 1)
     rows = planned_rows(requests)
-    tokens = int(rows * decoding.max_new_tokens * LENGTH_SHARE)
+    tokens = 0 if decoding is None else int(rows * decoding.max_new_tokens * LENGTH_SHARE)
     scored = sum(request.sample == 0 for own in requests for request in own)
     return RecipeCost(
         recipe=name,
         rows=rows,
         tokens=tokens,
         seconds=round(FIXED_SECONDS + tokens / (DECODING_SHARE * allowed), 1),
-        scoring_seconds=_scoring_seconds(decoding, scored, allowed),
+        scoring_seconds=None if decoding is None else _scoring_seconds(decoding, scored, allowed),
+        training_seconds=None if config.alignment is None else _training_seconds(config.alignment, allowed),
     )
+
+
+def _training_seconds(alignment: AlignmentConfig, allowed: float) -> float:
+    """Reward model, DPO and GRPO; how many pairs a file holds is not known here, and taken as the starter set's."""
+    pairs = (alignment.limit or STARTER_PAIRS) * (1.0 - alignment.validation)
+    passes = 0.0
+    if alignment.reward is not None:
+        passes += 2.0 * (alignment.reward.epochs if alignment.reward.max_steps is None else 1)
+    if alignment.dpo is not None:
+        # The reference's pass comes on top of forward and backward.
+        passes += 1.0 + 2.0 * (alignment.dpo.epochs if alignment.dpo.max_steps is None else 1)
+    tokens = passes * pairs * PAIR_TOKENS
+    if (grpo := alignment.grpo) is not None:
+        group = PROMPT_TOKENS + grpo.group_size * grpo.max_new_tokens
+        # Written once by the engine, which costs thrice a pass, then reference, forward and backward.
+        tokens += grpo.steps * grpo.prompts_per_step * group * (3.0 / grpo.iterations + 3.0)
+    return round(FIXED_SECONDS + tokens / (TRAINING_SHARE * allowed), 1)
 
 
 def _scoring_seconds(decoding: DecodingConfig, completions: int, allowed: float) -> float | None:
@@ -215,8 +242,9 @@ def report_lines(diagnosis: Diagnosis) -> Iterator[str]:
     measured = f"measured: matrix products alone allow {d.products_per_second:,.0f}"
     yield f"decoding    about {d.tokens_per_second:,.0f} tokens/s (an estimate, as are all times below; {measured})"
     for cost in d.recipes:
+        training = "" if cost.training_seconds is None else f", and {_duration(cost.training_seconds)} of training"
         scoring = "" if cost.scoring_seconds is None else f", and {_duration(cost.scoring_seconds)} of scoring"
-        yield f"recipe      {cost.recipe}: {cost.tokens:,} tokens, about {_duration(cost.seconds)}{scoring}"
+        yield f"recipe      {cost.recipe}: {cost.tokens:,} tokens, about {_duration(cost.seconds)}{training}{scoring}"
 
 
 def _size(n_bytes: int) -> str:

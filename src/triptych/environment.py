@@ -15,6 +15,7 @@ from triptych.records import Record
 
 PACKAGES = (
     "accelerate",
+    "bitsandbytes",
     "datasets",
     "filelock",
     "gguf",
@@ -37,6 +38,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "triptych",
+    "trl",
     "typer",
 )
 """Ours, what we require, and tokenizers, on which token ids depend."""

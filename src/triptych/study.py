@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from triptych.alignment.plan import AlignmentConfig
 from triptych.config import Config, apply_overrides, load_yaml, parse_config
 from triptych.decoding.plan import DecodingConfig
 from triptych.errors import ConfigError, InputError, suggestion
 from triptych.runs import RunDirectory
+from triptych.tracking import Tracked, tracked
+from triptych.workers import Journal, SilentJournal, Workers
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "starter"
@@ -29,7 +32,14 @@ class StudyConfig(Config):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
     seed: int = Field(default=0, ge=0)
-    decoding: DecodingConfig
+    decoding: DecodingConfig | None = None
+    alignment: AlignmentConfig | None = None
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> "StudyConfig":
+        if self.decoding is None and self.alignment is None:
+            raise ValueError("neither decoding nor alignment is configured; there is nothing to do")
+        return self
 
 
 class StudyResult(NamedTuple):
@@ -79,35 +89,72 @@ def default_out(recipe: str) -> Path:
 
 
 def run_study(
-    config: StudyConfig, out: Path, *, command: Sequence[str], fresh: bool = False, show_progress: bool = True
+    config: StudyConfig,
+    out: Path,
+    *,
+    command: Sequence[str],
+    fresh: bool = False,
+    show_progress: bool = True,
+    track: str | None = None,
 ) -> StudyResult:
     """Runs every panel that is not done yet and writes the report.
 
     Called again with the same `out`, it keeps finished stages and goes on with an interrupted one; `fresh` starts over.
+    Under `torchrun` or `accelerate launch` every process calls this: all of them train, the first one writes.
     Raises an `InputError` for what the user can mend and a `WorkError` where the work itself failed.
     """
+    workers = Workers(config.device)
+    if workers.count > 1 and config.decoding is not None:
+        raise ConfigError("decoding runs in one process; start several for `triptych align` alone")
+    if not workers.is_main:
+        # Not before the first one has opened the run.
+        workers.wait()
+        return _run_panels(config, SilentJournal(out), workers, show_progress=False)
     resolved: dict[str, Any] = config.model_dump(mode="json")
     with RunDirectory.open(out, command=command, config=resolved, seed=config.seed, fresh=fresh) as run:
+        workers.wait()
         try:
-            return _run_panels(config, run, show_progress)
+            with tracked(run, track) as journal:
+                return _run_panels(config, journal, workers, show_progress=show_progress)
         except InputError:
             # Nothing is made of bad input: the corrected command must not find the folder taken.
             run.abandon_if_empty()
             raise
 
 
-def _run_panels(config: StudyConfig, run: RunDirectory, show_progress: bool) -> StudyResult:
+def _run_panels(config: StudyConfig, run: Journal, workers: Workers, *, show_progress: bool) -> StudyResult:
     # Models and plots take seconds to import: a mistake in a configuration should be told at once.
-    from triptych.decoding.study import run_decoding
+    from triptych.alignment.study import Panel, train_policies, train_reward
     from triptych.models import LanguageModel, load_language_model
     from triptych.reports import build_report
     from triptych.reports.page import PAGE
 
-    def load_model() -> LanguageModel:
-        return load_language_model(config.model, dtype=config.dtype, device=config.device)
+    def load_model(dtype: str = config.dtype, quantisation: str | None = None) -> LanguageModel:
+        return load_language_model(config.model, dtype=dtype, device=config.device, quantisation=quantisation)
 
-    did_work = run_decoding(load_model, config.decoding, run, seed=config.seed, show_progress=show_progress)
-    if did_work or not run.is_done("report"):
+    did_work = False
+    panel = None
+    if config.alignment is not None:
+        panel = Panel(
+            config.alignment,
+            load_model,
+            config.model,
+            config.dtype,
+            config.device,
+            config.seed,
+            run,
+            workers,
+            show_progress,
+        )
+        # First, because the decoding panel may score its completions with it.
+        did_work |= train_reward(panel)
+    if isinstance(run, Tracked) and config.decoding is not None:
+        from triptych.decoding.study import run_decoding
+
+        did_work |= run_decoding(load_model, config.decoding, run.run, seed=config.seed, show_progress=show_progress)
+    if panel is not None:
+        did_work |= train_policies(panel)
+    if isinstance(run, Tracked) and (did_work or not run.is_done("report")):
         with run.stage("report"):
             build_report(run.path)
         did_work = True

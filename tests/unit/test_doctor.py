@@ -46,6 +46,7 @@ def test_json_is_what_people_read(quick: None, capsys: pytest.CaptureFixture[str
 def test_costs_follow_the_plan_and_the_rate() -> None:
     config = load_recipe("smoke")
     slow, fast = (recipe_cost("smoke", config, allowed) for allowed in (500.0, 1000.0))
+    assert config.decoding is not None
     assert config.decoding.limit is not None
     completions = sum(map(len, plan_requests(config.decoding, config.decoding.limit)))
     assert slow.rows > completions  # beams and candidates are rows of their own

@@ -16,7 +16,6 @@ from triptych.bench.workload import (
     Measured,
     Workload,
     arms,
-    peak_memory,
     rendered_prompts,
     samples_of,
     timed,
@@ -25,6 +24,7 @@ from triptych.bench.workload import (
 from triptych.config import parse_config
 from triptych.data import encode_prompt
 from triptych.decoding import Beam, Engine, Job, Sampler, Stopping, Strategy, TopK, TopP
+from triptych.memory import peak_memory
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.starter import ensure_starter, starter_gguf
 from triptych.seeding import stream_key

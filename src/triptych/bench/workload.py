@@ -1,7 +1,5 @@
 """What every contender of the decoding benchmark is given: the paper's grid over some starter prompts."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -63,9 +61,3 @@ def timed(work: Callable[[], list[int]]) -> tuple[float, list[int]]:
     started = time.perf_counter()
     lengths = work()
     return time.perf_counter() - started, lengths
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

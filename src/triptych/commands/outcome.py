@@ -26,6 +26,7 @@ def run_outcome(run_dir: Path, report: Path, *, did_work: bool) -> Outcome:
         "did_work": did_work,
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "decoding": {**_read(run_dir / "decoding" / "costs.json"), "claims": dict(verdicts)},
+        "alignment": {path.parent.name: _read(path) for path in sorted(run_dir.glob("alignment/*/trainer_state.json"))},
     }
     return Outcome((str(report),), figures)
 

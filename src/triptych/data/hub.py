@@ -1,4 +1,4 @@
-"""Hub data sets, through `datasets`: the rows of the `train` split, and a quick answer where there is no network.
+"""Hub data sets, through `datasets`: the rows of the training split, and a quick answer where there is no network.
 
 Not here: local files (`tables`), models.
 """
@@ -18,20 +18,35 @@ from triptych.models.hub import PROBE_SECONDS, first_line
 
 SPLIT = "train"
 
+PREFERENCE_SPLIT = "train_prefs"
+"""What preference data sets call it that also hold splits for supervised fine-tuning."""
+
 
 def read_hub_rows(name: str) -> list[dict[str, Any]]:
     """Every row of the `train` split of a hub data set, from the local cache where the hub cannot be reached.
 
-    Raises `DataError` where the hub does not know it, it is neither cached nor reachable, or has no such split.
+    Where it has no such split but `train_prefs`, the rows of that one.
+
+    Raises `DataError` where the hub does not know it, it is neither cached nor reachable, or has neither split.
     """
     problem = _hub_problem(name)
     if problem is not None and not _is_cached(name):
         raise DataError(f"data set {name} is not in the local cache (nor is it a local file) and {problem}")
     try:
         with _quiet_datasets(offline=problem is not None):
-            rows: list[dict[str, Any]] = datasets.load_dataset(name, split=SPLIT).to_list()
+            return _training_rows(name)
     except Exception as error:
         raise DataError(f"data set {name}: its split '{SPLIT}' cannot be read ({first_line(error)})") from error
+
+
+def _training_rows(name: str) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = datasets.load_dataset(name, split=SPLIT).to_list()
+    except ValueError as error:
+        # Said of a split that is not there, with the names of those that are.
+        if f"'{PREFERENCE_SPLIT}'" not in str(error):
+            raise
+        rows = datasets.load_dataset(name, split=PREFERENCE_SPLIT).to_list()
     return rows
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triptych.decoding import kernels
+from triptych.simd import as_array
 
 # Below it float32 has no reciprocal; at it there is no token but the most probable.
 _COLDEST = 1e-30
@@ -77,7 +78,7 @@ def read_by_sort(logits: Float[Tensor, "n v"], temperature: Float[Tensor, " n"])
 
 def _read_by_kernels(logits: Float[Tensor, "n v"], temperature: Float[Tensor, " n"]) -> HeadSource:
     n, vocabulary = logits.shape
-    array = kernels.as_array(logits if logits.dtype in (torch.float32, torch.bfloat16) else logits.float())
+    array = as_array(logits if logits.dtype in (torch.float32, torch.bfloat16) else logits.float())
     inverse = temperature.float().clamp(min=_COLDEST).reciprocal()
     maxima = np.empty((n, -(-vocabulary // kernels.BLOCK)), np.float32)
     statistics = np.empty((n, 5), np.float32)

@@ -4,11 +4,9 @@ Why not torch operators: at 256 rows of SmolLM2-135M, one decoding step spends 7
 attention over the ragged caches would add 60-110 ms, its sort over the vocabulary 40 ms more. These kernels read every
 cached byte once, shared prompt prefixes from the cache they stay in, and take about 25 and 8 ms.
 
-Arrays hold float32, or bfloat16 as its bit pattern in uint16 (NumPy has no bfloat16). Kernels are generic in that:
-`_load` and `_store` convert, all arithmetic is float32.
-Only what Python calls is cached on disk: a helper loaded from the cache could not be inlined, and the sums of a kernel
-compiled around it would round differently from those of one compiled whole. This file is *not* a place for decoding
-policy.
+Arrays hold float32 or bfloat16 (`triptych.simd`). Only what Python calls is cached on disk: a helper loaded from the
+cache could not be inlined, and the sums of a kernel compiled around it would round differently from those of one
+compiled whole. This file is *not* a place for decoding policy.
 """
 
 
@@ -17,63 +15,17 @@ policy.
 from typing import Any, no_type_check
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from torch import Tensor
 
-_F = np.float32
-# Everything but the assumptions that there are no infinities or NaNs: masked logits are -inf.
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
-_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+from triptych.simd import F32, FAST, exp, load, store
+
+_I32 = ir.IntType(32)
 
 HISTOGRAM_BINS = 4096
 BLOCK = 128
-
-
-@intrinsic
-@no_type_check
-def _load(typing_context: Any, value: Any) -> Any:
-    """float32 of a float32, or of a bfloat16 held in uint16."""
-    if value == types.float32:
-        return types.float32(types.float32), lambda context, builder, signature, args: args[0]
-
-    def widen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide = builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16))
-        return builder.bitcast(wide, _F32)
-
-    return types.float32(types.uint16), widen
-
-
-@intrinsic
-@no_type_check
-def _store(typing_context: Any, like: Any, value: Any) -> Any:
-    """`value` in the type of `like`: unchanged, or rounded to bfloat16 (to nearest, ties to even)."""
-    if like == types.float32:
-        return types.float32(types.float32, types.float32), lambda context, builder, signature, args: args[1]
-
-    def narrow(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[1], _I32)
-        odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
-        rounded = builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF)))
-        return builder.trunc(builder.lshr(rounded, ir.Constant(_I32, 16)), _I16)
-
-    return types.uint16(types.uint16, types.float32), narrow
-
-
-@intrinsic
-@no_type_check
-def _power_of_two(typing_context: Any, exponent: Any) -> Any:
-    """2 ** exponent for a whole float32 in [-126, 127], by writing the exponent bits."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = builder.add(builder.fptosi(args[0], _I32), ir.Constant(_I32, 127))
-        return builder.bitcast(builder.shl(whole, ir.Constant(_I32, 23)), _F32)
-
-    return types.float32(types.float32), build
 
 
 @intrinsic
@@ -94,19 +46,7 @@ def _prefetch(typing_context: Any, row: Any) -> Any:
     return types.void(row), build
 
 
-@njit(fastmath=_FAST)
-@no_type_check
-def _exp(x: Any) -> Any:
-    """e ** x for x <= 0, relative error below 3e-7, as straight-line code that the compiler turns into SIMD."""
-    t = max(x, _F(-87.0)) * _F(1.4426950408889634)
-    whole = np.floor(t + _F(0.5))
-    r = (t - whole) * _F(0.6931471805599453)
-    series = _F(1 / 24) + r * (_F(1 / 120) + r * _F(1 / 720))
-    series = _F(1.0) + r * (_F(1.0) + r * (_F(0.5) + r * (_F(1 / 6) + r * series)))
-    return series * _power_of_two(whole)
-
-
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 @no_type_check
 def _scores(s: Any, q: Any, K: Any, n: int, heads: Any, ahead: Any) -> None:
     """s[g, t] = q[g] · K[t] for t < n, four t at a time. `len(heads)` is the compile-time number of query heads.
@@ -121,25 +61,25 @@ def _scores(s: Any, q: Any, K: Any, n: int, heads: Any, ahead: Any) -> None:
         k0, k1, k2, k3 = K[t], K[t + 1], K[t + 2], K[t + 3]
         for g in range(len(heads)):
             query = q[g]
-            a = b = c = e = _F(0.0)
+            a = b = c = e = F32(0.0)
             for d in range(K.shape[1]):
                 x = query[d]
-                a += x * _load(k0[d])
-                b += x * _load(k1[d])
-                c += x * _load(k2[d])
-                e += x * _load(k3[d])
+                a += x * load(k0[d])
+                b += x * load(k1[d])
+                c += x * load(k2[d])
+                e += x * load(k3[d])
             s[g, t], s[g, t + 1], s[g, t + 2], s[g, t + 3] = a, b, c, e
     for t in range(whole, n):
         key = K[t]
         for g in range(len(heads)):
             query = q[g]
-            a = _F(0.0)
+            a = F32(0.0)
             for d in range(K.shape[1]):
-                a += query[d] * _load(key[d])
+                a += query[d] * load(key[d])
             s[g, t] = a
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 @no_type_check
 def _mix(o: Any, s: Any, V: Any, n: int, heads: Any, ahead: Any) -> None:
     """o[g] += s[g, :n] · V[:n], four rows of V at a time."""
@@ -149,18 +89,18 @@ def _mix(o: Any, s: Any, V: Any, n: int, heads: Any, ahead: Any) -> None:
             _prefetch(ahead[i])
         v0, v1, v2, v3 = V[t], V[t + 1], V[t + 2], V[t + 3]
         for d in range(V.shape[1]):
-            a, b, c, e = _load(v0[d]), _load(v1[d]), _load(v2[d]), _load(v3[d])
+            a, b, c, e = load(v0[d]), load(v1[d]), load(v2[d]), load(v3[d])
             for g in range(len(heads)):
                 o[g, d] += s[g, t] * a + s[g, t + 1] * b + s[g, t + 2] * c + s[g, t + 3] * e
     for t in range(whole, n):
         v0 = V[t]
         for d in range(V.shape[1]):
-            a = _load(v0[d])
+            a = load(v0[d])
             for g in range(len(heads)):
                 o[g, d] += s[g, t] * a
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 @no_type_check
 def _largest(row: Any, top: Any) -> Any:
     for t in range(row.shape[0]):
@@ -168,19 +108,19 @@ def _largest(row: Any, top: Any) -> Any:
     return top
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 @no_type_check
 def _exponentials(row: Any, top: Any) -> Any:
     """row = exp(row - top), in place; returns their sum."""
-    total = _F(0.0)
+    total = F32(0.0)
     for t in range(row.shape[0]):
-        e = _exp(row[t] - top)
+        e = exp(row[t] - top)
         row[t] = e
         total += e
     return total
 
 
-@njit(parallel=True, fastmath=_FAST, nogil=True, cache=True)
+@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
 @no_type_check
 def decode_attention(
     qkv: Any,
@@ -214,7 +154,7 @@ def decode_attention(
     group = len(heads)
     query_width = kv_heads * group * head_dim
     key_width = kv_heads * head_dim
-    scale = _F(1.0) / np.sqrt(_F(head_dim))
+    scale = F32(1.0) / np.sqrt(F32(head_dim))
     for r in prange(qkv.shape[0]):
         n, slot = lengths[r], slots[r]
         m, start = prefix_length[r], prefix_start[r]
@@ -230,19 +170,19 @@ def decode_attention(
             at = query_width + h * head_dim
             key, low, high = K[slot, h, n], row[at : at + half], row[at + half : at + head_dim]
             for d in range(half):
-                x, y = _load(low[d]), _load(high[d])
-                key[d] = _store(key[d], x * cos_low[d] - y * sin_low[d])
-                key[d + half] = _store(key[d], y * cos_high[d] + x * sin_high[d])
+                x, y = load(low[d]), load(high[d])
+                key[d] = store(key[d], x * cos_low[d] - y * sin_low[d])
+                key[d + half] = store(key[d], y * cos_high[d] + x * sin_high[d])
             at += key_width
             V[slot, h, n, :] = row[at : at + head_dim]
             for g in range(group):
                 at = (h * group + g) * head_dim
                 query, low, high = q[g], row[at : at + half], row[at + half : at + head_dim]
                 for d in range(half):
-                    x, y = _load(low[d]), _load(high[d])
+                    x, y = load(low[d]), load(high[d])
                     query[d] = (x * cos_low[d] - y * sin_low[d]) * scale
                     query[d + half] = (y * cos_high[d] + x * sin_high[d]) * scale
-                o[g, :] = _F(0.0)
+                o[g, :] = F32(0.0)
             # The next keys to be read: of the next head, or of the next row's first.
             later = K[slot, h + 1] if h + 1 < kv_heads else K[slots[min(r + 1, len(slots) - 1)], 0]
             shared_keys, shared_values = prefix_K[h, start : start + m], prefix_V[h, start : start + m]
@@ -250,33 +190,33 @@ def decode_attention(
             _scores(own_scores, q, K[slot, h], n + 1, heads, V[slot, h])
             for g in range(group):
                 top = _largest(own_scores[g], _largest(shared_scores[g], own_scores[g, 0]))
-                weight[g] = _F(1.0) / (_exponentials(shared_scores[g], top) + _exponentials(own_scores[g], top))
+                weight[g] = F32(1.0) / (_exponentials(shared_scores[g], top) + _exponentials(own_scores[g], top))
             _mix(o, shared_scores, shared_values, m, heads, shared_values)
             _mix(o, own_scores, V[slot, h], n + 1, heads, later)
             for g in range(group):
                 at = (h * group + g) * head_dim
                 for d in range(head_dim):
-                    out[r, at + d] = _store(out[r, at + d], o[g, d] * weight[g])
+                    out[r, at + d] = store(out[r, at + d], o[g, d] * weight[g])
 
 
-@njit(parallel=True, fastmath=_FAST, nogil=True, cache=True)
+@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
 @no_type_check
 def add_rms_norm(x: Any, update: Any, weight: Any, epsilon: float, out: Any) -> None:
     """x += update, in place; out = x / sqrt(mean(x²) + epsilon) · weight. All [rows, H]; `weight` [H]."""
     width = x.shape[1]
     for r in prange(x.shape[0]):
         row, more, normed = x[r], update[r], out[r]
-        squares = _F(0.0)
+        squares = F32(0.0)
         for i in range(width):
-            row[i] = _store(row[i], _load(row[i]) + _load(more[i]))
-            value = _load(row[i])
+            row[i] = store(row[i], load(row[i]) + load(more[i]))
+            value = load(row[i])
             squares += value * value
-        scale = _F(1.0) / np.sqrt(squares / _F(width) + _F(epsilon))
+        scale = F32(1.0) / np.sqrt(squares / F32(width) + F32(epsilon))
         for i in range(width):
-            normed[i] = _store(normed[i], _load(row[i]) * scale * _load(weight[i]))
+            normed[i] = store(normed[i], load(row[i]) * scale * load(weight[i]))
 
 
-@njit(parallel=True, fastmath=_FAST, nogil=True, cache=True)
+@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
 @no_type_check
 def gated_silu(gate_up: Any, out: Any) -> None:
     """out = silu(gate) · up for `gate_up` = [rows, 2·I] = [gate | up], rounded once at the end."""
@@ -284,10 +224,10 @@ def gated_silu(gate_up: Any, out: Any) -> None:
     for r in prange(gate_up.shape[0]):
         gate, up, row = gate_up[r, :width], gate_up[r, width:], out[r]
         for i in range(width):
-            x = _load(gate[i])
-            e = _exp(-abs(x))
-            sigmoid = (_F(1.0) if x >= _F(0.0) else e) / (_F(1.0) + e)
-            row[i] = _store(row[i], x * sigmoid * _load(up[i]))
+            x = load(gate[i])
+            e = exp(-abs(x))
+            sigmoid = (F32(1.0) if x >= F32(0.0) else e) / (F32(1.0) + e)
+            row[i] = store(row[i], x * sigmoid * load(up[i]))
 
 
 @njit(parallel=True, nogil=True, cache=True)
@@ -304,34 +244,34 @@ def copy_slots(K: Any, V: Any, source: Any, target: Any, start: Any, stop: Any) 
             V[layer, target[i], :, a:b] = V[layer, source[i], :, a:b]
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 @no_type_check
 def _block_maxima(row: Any, maxima: Any) -> Any:
-    top = _F(-np.inf)
+    top = F32(-np.inf)
     for i in range(maxima.shape[0]):
-        best = _F(-np.inf)
+        best = F32(-np.inf)
         for j in range(i * BLOCK, min((i + 1) * BLOCK, row.shape[0])):
-            best = max(best, _load(row[j]))
+            best = max(best, load(row[j]))
         maxima[i] = best
         top = max(top, best)
     return top
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 @no_type_check
 def _moments(row: Any, top: Any, inverse_temperature: Any) -> Any:
     """Sums of e^x, e^(x/T), (x/T)·e^(x/T), and over finite x of 1, x and x²; x = logit - largest."""
-    z = zt = xt = count = s1 = s2 = _F(0.0)
+    z = zt = xt = count = s1 = s2 = F32(0.0)
     for j in range(row.shape[0]):
-        x = _load(row[j]) - top
-        scaled = max(x * inverse_temperature, _F(-80.0))
-        e = _exp(scaled)
-        z += _exp(x)
+        x = load(row[j]) - top
+        scaled = max(x * inverse_temperature, F32(-80.0))
+        e = exp(scaled)
+        z += exp(x)
         zt += e
         xt += scaled * e
-        finite = x > _F(-np.inf)
-        y = x if finite else _F(0.0)
-        count += _F(1.0) if finite else _F(0.0)
+        finite = x > F32(-np.inf)
+        y = x if finite else F32(0.0)
+        count += F32(1.0) if finite else F32(0.0)
         s1 += y
         s2 += y * y
     return z, zt, xt, count, s1, s2
@@ -384,7 +324,7 @@ def _gather_by_blocks(row: Any, maxima: Any, m: int) -> Any:
     for i in range(maxima.shape[0]):
         if maxima[i] >= threshold:
             for j in range(i * BLOCK, min((i + 1) * BLOCK, row.shape[0])):
-                value = _load(row[j])
+                value = load(row[j])
                 if value >= threshold:
                     keys[count] = _sort_key(value, j)
                     count += 1
@@ -396,10 +336,10 @@ def _gather_by_blocks(row: Any, maxima: Any, m: int) -> Any:
 def _gather_by_histogram(row: Any, top: Any, m: int) -> Any:
     """The same for large m: a histogram of distances from the largest logit finds the cut in one pass."""
     counts = np.zeros(HISTOGRAM_BINS, np.int64)
-    scale = _F(HISTOGRAM_BINS / 64.0)
+    scale = F32(HISTOGRAM_BINS / 64.0)
     last = HISTOGRAM_BINS - 1
     for j in range(row.shape[0]):
-        counts[int(min((top - _load(row[j])) * scale, _F(last)))] += 1
+        counts[int(min((top - load(row[j])) * scale, F32(last)))] += 1
     seen, cut = 0, last
     for b in range(HISTOGRAM_BINS):
         seen += counts[b]
@@ -409,8 +349,8 @@ def _gather_by_histogram(row: Any, top: Any, m: int) -> Any:
     keys = np.empty(seen, np.int64)
     count = 0
     for j in range(row.shape[0]):
-        value = _load(row[j])
-        if int(min((top - value) * scale, _F(last))) <= cut:
+        value = load(row[j])
+        if int(min((top - value) * scale, F32(last))) <= cut:
             keys[count] = _sort_key(value, j)
             count += 1
     return keys[:count]
@@ -431,11 +371,4 @@ def top_candidates(logits: Any, rows: Any, maxima: Any, m: int, ids: Any, values
         for j in range(m):
             token = keys[j] & np.int64(0xFFFFFFFF)
             ids[i, j] = token
-            values[i, j] = _load(row[token])
-
-
-def as_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """A NumPy view of a CPU tensor: float32 as it is, bfloat16 as its bits in uint16."""
-    bits = tensor.dtype == torch.bfloat16
-    array: npt.NDArray[Any] = tensor.view(torch.int16).numpy().view(np.uint16) if bits else tensor.numpy()
-    return array
+            values[i, j] = load(row[token])

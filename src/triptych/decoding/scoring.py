@@ -15,7 +15,7 @@ from triptych.decoding.completions import GENERATIONS
 from triptych.decoding.table import read_generations, scores_table
 from triptych.errors import MissingInputError, ModelError
 from triptych.files import atomic_path
-from triptych.models.reward import RewardModel, load_reward_model
+from triptych.models.reward import Scores, load_reward_model
 from triptych.parts import PartStore
 from triptych.progress import progress
 from triptych.records import Generation
@@ -24,13 +24,16 @@ from triptych.runs import RunDirectory
 SCORES = "decoding/scores.parquet"
 SCORE_PARTS = "decoding/score_parts"
 
+OWN = "trained"
+"""Names the reward model that this very run trained."""
+
 logger = logging.getLogger(__name__)
 
 
-def try_load_reward_model(spec: str, run: RunDirectory) -> RewardModel | None:
+def try_load_reward_model(spec: str, run: RunDirectory) -> Scores | None:
     """The reward model, or None with a warning: hours of completions are worth keeping without their scores."""
     try:
-        return load_reward_model(spec)
+        return load_reward_model(run.path if spec == OWN else spec)
     except (ModelError, MissingInputError) as error:
         logger.warning("the completions stay unscored: %s", error)
         run.log("unscored", reward_model=spec, reason=str(error))
@@ -43,7 +46,7 @@ def write_unscored(run: RunDirectory, spec: str) -> None:
     _write(run, scores_table(rows, [None] * len(rows), spec))
 
 
-def write_scores(run: RunDirectory, reward: RewardModel, *, show_progress: bool) -> None:
+def write_scores(run: RunDirectory, reward: Scores, spec: str, *, show_progress: bool) -> None:
     """The reward of sample 0 of every arm; where the model gives no finite number, none."""
     prompts = by_prompt(_rows_to_score(run))
     parts = PartStore(run.path / SCORE_PARTS, reward.fingerprint)
@@ -51,7 +54,7 @@ def write_scores(run: RunDirectory, reward: RewardModel, *, show_progress: bool)
     with progress(sum(map(len, todo.values())), "completions", "scoring", enabled=show_progress) as meter:
         for prompt_id, rows in todo.items():
             rewards = reward.score([(question_of(row), row.text) for row in rows])
-            parts.save(prompt_id, scores_table(rows, rewards, reward.spec))
+            parts.save(prompt_id, scores_table(rows, rewards, spec))
             meter.advance(len(rows))
     tables = parts.read_all()
     _write(run, pa.concat_tables([tables[prompt_id] for prompt_id in prompts]))

@@ -66,7 +66,7 @@ def _score(spec: str, run: RunDirectory, show_progress: bool) -> bool:
     # What was measured without scores does not count any more, even if this process dies on the way.
     run.reopen("measuring", "report")
     with run.stage("scoring"):
-        write_scores(run, reward, show_progress=show_progress)
+        write_scores(run, reward, spec, show_progress=show_progress)
     return True
 
 

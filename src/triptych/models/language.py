@@ -26,8 +26,9 @@ from triptych.models.loading import (
 from triptych.models.sources import (
     ADAPTER_WEIGHTS,
     ModelSource,
+    find_adapter,
     fingerprint,
-    require_adapter,
+    require_own_base,
     resolve_source,
 )
 
@@ -96,26 +97,28 @@ def load_language_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     adapter: str | Path | None = None,
+    quantisation: str | None = None,
 ) -> LanguageModel:
     """A causal language model from `starter`, a local folder or a hub id, with a PEFT adapter on top where asked for.
 
     `dtype` is `auto` (bf16 where the device has it in hardware, else fp32), `float32`, `bfloat16` or `float16`;
-    `device` is `auto`, `cpu`, `cuda`, `cuda:1`, `mps`. Only safetensors are read and no code of a repository is run.
+    `device` is `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `quantisation` is None or `8bit` (needs bitsandbytes); `adapter`
+    is its folder, or a run directory that holds just one. Only safetensors are read and no code of a repository is run.
 
     Raises `ModelError`, `MissingInputError` or `ConfigError`, each with the remedy.
     """
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
-    adapter_folder = Path(adapter).expanduser() if adapter is not None else None
-    if adapter_folder is not None:
-        require_adapter(adapter_folder)
+    adapter_folder = find_adapter(Path(adapter).expanduser()) if adapter is not None else None
     source = resolve_source(str(spec))
     _require_causal(source)
-    base = load_pretrained(AutoModelForCausalLM, source, chosen_dtype, chosen_device)
+    base = load_pretrained(AutoModelForCausalLM, source, chosen_dtype, chosen_device, quantisation=quantisation)
     tokenizer = load_tokenizer(source)
     eos_ids = _eos_ids(base, tokenizer)
     _require_fitting_tokenizer(source, base, tokenizer)
     _ensure_pad_token(source, base, tokenizer, eos_ids)
+    if adapter_folder is not None:
+        require_own_base(adapter_folder, source)
     model = base if adapter_folder is None else _with_adapter(base, adapter_folder, source.spec, chosen_device)
     return LanguageModel(
         model=model,

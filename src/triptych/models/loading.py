@@ -7,13 +7,21 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from triptych.errors import ConfigError, ModelError, suggestion
@@ -87,7 +95,14 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_pretrained(auto_class: Any, source: ModelSource, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_pretrained(
+    auto_class: Any,
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    quantisation: str | None = None,
+) -> PreTrainedModel:
     """The model in a folder, complete, in evaluation mode, frozen, on its device.
 
     `auto_class` is one of transformers' `AutoModelFor…`. Attention is torch's own (SDPA) where the model knows it.
@@ -98,6 +113,8 @@ def load_pretrained(auto_class: Any, source: ModelSource, dtype: torch.dtype, de
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     # Shapes that differ are reported rather than raised, because what is raised does not say which.
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    if quantisation is not None:
+        options["quantization_config"] = eight_bit(source.spec)
     with quiet_transformers():
         try:
             model, report = _with_best_attention(auto_class, source.folder, options)
@@ -108,7 +125,15 @@ def load_pretrained(auto_class: Any, source: ModelSource, dtype: torch.dtype, de
         except LOAD_ERRORS as error:
             raise ModelError(f"model {source.spec} cannot be loaded: {first_line(error)}") from error
     _require_complete(source.spec, type(model).__name__, report)
-    return freeze(model, source.spec, device)
+    # bitsandbytes puts its weights where they belong by itself.
+    return freeze(model, source.spec, device) if quantisation is None else model.eval().requires_grad_(False)
+
+
+def eight_bit(spec: str) -> BitsAndBytesConfig:
+    """The settings that load a model in 8 bit; `ModelError` where bitsandbytes is not installed."""
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(f"model {spec} in 8 bit needs bitsandbytes: pip install 'triptych[quantised]'")
+    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def freeze(model: Model, spec: str, device: torch.device) -> Model:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ from triptych.models.loading import (
     resolve_device,
     resolve_dtype,
 )
-from triptych.models.sources import ModelSource, fingerprint, resolve_source
+from triptych.models.sources import ADAPTER_CONFIG, REWARD_CONFIG, TRAINED, ModelSource, fingerprint, resolve_source
 
 Pair = tuple[str, str]
 Encoded = Mapping[str, list[int]]
@@ -63,17 +63,36 @@ class RewardModel:
         return score_pairs(self, pairs, batch_size).values
 
 
+@runtime_checkable
+class Scores(Protocol):
+    """Anything that scores (prompt, answer) pairs."""
+
+    @property
+    def spec(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def score(self, pairs: Sequence[Pair], batch_size: int = 16) -> list[float | None]: ...
+
+
 def load_reward_model(
-    spec: str | Path, *, dtype: str | torch.dtype = "float32", device: str | torch.device = "auto"
-) -> RewardModel:
-    """A reward model from a local folder or a hub id.
+    spec: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device = "auto"
+) -> Scores:
+    """A reward model from a local folder or a hub id; also one that `triptych align reward` trained, or its run.
 
     fp32 by default: bf16 rounds a score of 3 to steps of 1/64, which is what answers of one prompt differ by.
 
     Raises `ModelError` where the model is no sequence classifier with exactly one output, or cannot be loaded.
     """
+    if (trained := _trained_here(Path(spec).expanduser())) is not None:
+        # The one place where models look up to a panel: who scores need not know who trained.
+        from triptych.alignment.reward_model import load_trained_reward_model
+
+        # Its residual stream and its head are fp32 whatever the weights are, so that `auto` is fine enough.
+        return load_trained_reward_model(trained, dtype=dtype or "auto", device=device)
     chosen_device = resolve_device(device)
-    chosen_dtype = resolve_dtype(dtype, chosen_device)
+    chosen_dtype = resolve_dtype(dtype or "float32", chosen_device)
     source = resolve_source(str(spec))
     _require_one_output(source)
     model = load_pretrained(AutoModelForSequenceClassification, source, chosen_dtype, chosen_device)
@@ -85,6 +104,14 @@ def load_reward_model(
         fingerprint=fingerprint(source),
         max_tokens=_max_tokens(model, tokenizer),
         revision=source.revision,
+    )
+
+
+def _trained_here(folder: Path) -> Path | None:
+    """The folder that training wrote: this one, or that of the reward model in a run directory."""
+    places = (folder, folder / TRAINED / "reward")
+    return next(
+        (path for path in places if (path / REWARD_CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()), None
     )
 
 

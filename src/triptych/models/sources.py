@@ -20,6 +20,11 @@ from triptych.models.starter import ensure_starter
 STARTER = "starter"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINED = "alignment"
+"""Where a run directory has what was trained."""
+TRAINER_STATE = "trainer_state.json"
+REWARD_CONFIG = "reward_config.json"
+"""How a reward model that was trained here reads a text."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -103,6 +108,37 @@ def require_adapter(folder: Path) -> None:
         pickled = _pickled_files(folder)
         remedy = f"{pickled[0]} is pickled and is not opened; save it as safetensors" if pickled else "train it first"
         raise ModelError(f"adapter {folder} has no {ADAPTER_WEIGHTS}: {remedy}")
+
+
+def find_adapter(path: Path) -> Path:
+    """The folder of an adapter: `path` itself, or the one that a run directory of `triptych align` holds.
+
+    Raises `MissingInputError` or `ModelError` where there is none, or more than one to choose from.
+    """
+    if not (path / ADAPTER_CONFIG).is_file() and (path / TRAINED).is_dir():
+        found = sorted(folder.parent for folder in (path / TRAINED).glob(f"*/{ADAPTER_CONFIG}"))
+        policies = [folder for folder in found if folder.name != "reward"] or found
+        if len(policies) > 1:
+            raise ModelError(f"{path} holds several adapters; name one, such as {policies[0]}")
+        path = policies[0] if policies else path
+    require_adapter(path)
+    return path
+
+
+def require_own_base(folder: Path, source: ModelSource) -> None:
+    """Refuses an adapter that this project trained on another base: it would load, and mean nothing.
+
+    Raises `ModelError`. Adapters of others say nothing certain about their base; only their shapes can tell.
+    """
+    state = folder / TRAINER_STATE
+    if not state.is_file():
+        return
+    known = read_json(state)
+    if known.get("fingerprint") not in (None, fingerprint(source)):
+        raise ModelError(
+            f"adapter {folder} was trained on {known.get('model')}, not on {source.spec} (their weights differ); "
+            "pass its own base"
+        )
 
 
 def fingerprint(source: ModelSource, adapter: Path | None = None) -> str:

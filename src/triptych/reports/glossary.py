@@ -1,12 +1,14 @@
-"""Every measure of the decoding panel: its name, unit, decimals and exact definition, in one place.
+"""Every measure of the decoding panel, every value of the training logs: name, unit and exact definition, in one place.
 
 Tables take their column heads from here and the page its methods section, so that what is shown and what is explained
-cannot drift apart. Not here: the computations (`triptych.metrics` and the panel itself).
+cannot drift apart. Not here: the computations (`triptych.metrics` and the panels themselves).
 """
 
 import re
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
+
+from triptych.alignment.state import Method
 
 Topic = Literal["likelihood", "diversity", "matched diversity", "length", "repetition", "other"]
 Scope = Literal["across", "within", "arm"]
@@ -16,6 +18,20 @@ SCOPES: dict[Scope, str] = {
     "within": "within a prompt: all samples of one prompt, then the mean over prompts",
     "arm": "where nothing is said: every completion; those of one prompt are averaged first, then the prompts",
 }
+
+
+class CurveInfo(NamedTuple):
+    """What one value of a training log means."""
+
+    label: str
+    """Short, for titles and keys."""
+    unit: str
+    definition: str
+
+    @property
+    def axis(self) -> str:
+        """Label and unit, for an axis."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 class MeasureInfo(NamedTuple):
@@ -100,6 +116,98 @@ FIXED: dict[str, MeasureInfo] = {
         "How often the most frequent token 3-gram of a completion occurs in it, averaged over completions.",
     ),
 }
+
+
+_EXACT_KL = (
+    "Σ π (log π − log π_ref) over the whole vocabulary, averaged over the tokens of the held-out chosen answers. 0 "
+    "before training."
+)
+_SAMPLE_KL = (
+    "Distance to the reference on the policy's own completions, averaged over tokens: the mean of r − 1 − log r with "
+    "r = π_ref / π (Schulman's k3), which is never negative; on held-out prompts the exact KL."
+)
+_PERPLEXITY = (
+    "exp of the mean negative log-probability of {answers}, over tokens, the end-of-sequence token included. Dashed: "
+    "the reference's, on the same tokens."
+)
+_WITHOUT_EOS = "Tokens of a completion, the end-of-sequence token not counted; an empty completion has 0."
+
+TRAINING: dict[Method, dict[str, CurveInfo]] = {
+    "reward": {
+        "loss": CurveInfo(
+            "loss",
+            "nats",
+            "−log σ(score of the chosen answer − score of the rejected one), Bradley and Terry, averaged over pairs; "
+            "ln 2 for a model that scores both alike.",
+        ),
+        "accuracy": CurveInfo(
+            "accuracy", "share of pairs", "Share of pairs whose chosen answer scores higher; 0.5 is chance."
+        ),
+        "margin": CurveInfo("margin", "score", "Score of the chosen answer minus that of the rejected one."),
+    },
+    "dpo": {
+        "loss": CurveInfo(
+            "loss",
+            "",
+            "The preference loss, averaged over pairs. Of DPO it is ln 2 = 0.693 nats where policy and reference are "
+            "the same, which is where training starts.",
+        ),
+        "accuracy": CurveInfo(
+            "accuracy",
+            "share of pairs",
+            "Share of pairs whose chosen answer has the higher implicit reward; 0.5 is chance. Before the first step "
+            "all rewards are 0 and there is none.",
+        ),
+        "margin": CurveInfo("margin", "", "Implicit reward of the chosen answer minus that of the rejected one."),
+        "reward_chosen": CurveInfo(
+            "chosen",
+            "",
+            "Implicit reward: β (log π − log π_ref) of an answer given its prompt, of DPO in nats. That of chosen "
+            "answers may fall while the margin grows.",
+        ),
+        "reward_rejected": CurveInfo("rejected", "", "The same of the rejected answers."),
+        "perplexity": CurveInfo("perplexity", "", _PERPLEXITY.format(answers="the held-out chosen answers")),
+        "kl": CurveInfo("KL from the reference", "nats per token", _EXACT_KL),
+    },
+    "grpo": {
+        "reward": CurveInfo("reward", "", "Mean of the weighted sum of all reward functions, over completions."),
+        "gold": CurveInfo(
+            "gold score",
+            "",
+            "Mean score by a scorer that training never sees. Where it falls while the reward rises, the policy has "
+            "learnt the reward's faults.",
+        ),
+        "kl": CurveInfo("KL from the reference", "nats per token", _SAMPLE_KL),
+        "length_median": CurveInfo("length", "tokens", _WITHOUT_EOS),
+        "empty_rate": CurveInfo("empty", "% of completions", "Completions that hold no token but the end of sequence."),
+        "eos_first": CurveInfo(
+            "end of text as first token",
+            "%",
+            "Mean probability of the end-of-sequence token as the first one: what empty completions are drawn from. It "
+            "moves before they do.",
+        ),
+        "truncated_rate": CurveInfo("cut off", "% of completions", "Completions that the token limit cut."),
+        "entropy": CurveInfo(
+            "entropy", "nats per token", "Entropy of the policy's next-token distribution along its own completions."
+        ),
+        "zero_variance": CurveInfo(
+            "groups of one reward",
+            "% of groups",
+            "Groups whose completions all got the same reward: nothing is learnt from them.",
+        ),
+        "clip_fraction": CurveInfo(
+            "clipped", "% of tokens", "Tokens whose gradient the clip range of the importance ratio cut off."
+        ),
+        "perplexity": CurveInfo("perplexity", "", _PERPLEXITY.format(answers="held-out answers")),
+    },
+}
+"""By method and name in `metrics.jsonl`. The loss of GRPO is not shown: it is about 0, rightly, and says nothing."""
+
+
+def describe_curve(method: Method, name: str) -> CurveInfo:
+    """The description of a value in the training log; one that is not known keeps its name."""
+    known = TRAINING[method].get(name)
+    return known or CurveInfo(name.replace("_", " "), "", "Not described by this version of the report.")
 
 
 def in_order(metrics: Iterable[tuple[str, Scope]]) -> list[tuple[str, Scope]]:

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych.decoding import kernels
 from triptych.decoding.head import Head, read_by_sort, read_heads
+from triptych.simd import as_array
 
 NINF = -torch.inf
 
@@ -157,6 +157,6 @@ def test_sums_over_a_real_vocabulary_are_accurate_to_float32() -> None:
 
 def test_bf16_arrays_are_bit_patterns() -> None:
     tensor = torch.tensor([1.0, -2.5, 3.0e38]).bfloat16()
-    array = kernels.as_array(tensor)
+    array = as_array(tensor)
     assert array.dtype == np.uint16
     assert (array.astype(np.uint32) << 16).view(np.float32).tolist() == tensor.float().tolist()

@@ -45,7 +45,13 @@ def tiny_llama_reward(seed: int = 0, *, pad_id: int | None = PAD_ID) -> PreTrain
 
 
 def load(folder: Path, model: PreTrainedModel) -> RewardModel:
-    return load_reward_model(save_tiny(folder, model, tiny_tokenizer(pairs=True)), device="cpu")
+    return loaded(save_tiny(folder, model, tiny_tokenizer(pairs=True)))
+
+
+def loaded(folder: Path) -> RewardModel:
+    model = load_reward_model(folder, device="cpu")
+    assert isinstance(model, RewardModel)
+    return model
 
 
 @pytest.mark.parametrize("make", [tiny_bert_reward, tiny_deberta_reward, tiny_llama_reward])
@@ -140,6 +146,6 @@ def test_the_shorter_limit_counts(tmp_path: Path) -> None:
     settings_file = tmp_path / "tokenizer_config.json"
     stated = json.loads(settings_file.read_text(encoding="utf-8")) | {"model_max_length": 10**30}
     settings_file.write_text(json.dumps(stated), encoding="utf-8")
-    assert load_reward_model(tmp_path, device="cpu").max_tokens == 256
+    assert loaded(tmp_path).max_tokens == 256
     settings_file.write_text(json.dumps(stated | {"model_max_length": 64}), encoding="utf-8")
-    assert load_reward_model(tmp_path, device="cpu").max_tokens == 64
+    assert loaded(tmp_path).max_tokens == 64

@@ -336,3 +336,243 @@ def built_bare(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> P
     run_dir = make_run(tmp_path_factory.mktemp("bare") / "run", n_prompts=1, scored=False, without=optional)
     build_report(run_dir)
     return run_dir
+
+
+# --- Training runs ----------------------------------------------------------------------------------------------------
+
+
+class MakeTraining(Protocol):
+    def __call__(
+        self,
+        run_dir: Path,
+        *,
+        runs: tuple[str, ...] = ("reward", "dpo", "grpo"),
+        steps: int = 200,
+        collapsed: bool = False,
+        nulls: bool = False,
+        hostile: bool = False,
+        gold: bool = True,
+    ) -> Path: ...
+
+
+TRAINING_CONFIG: dict[str, Any] = {
+    "model": "HuggingFaceTB/smollm2-135M-SFT-Only",
+    "seed": 0,
+    "alignment": {
+        "pairs": "HuggingFaceH4/orca_dpo_pairs",
+        "validation": 0.2,
+        "reward": {"lora": {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": None}, "batch_size": 8},
+        "dpo": {
+            "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": None},
+            "optimiser": {"learning_rate": 2e-05, "schedule": "linear", "betas": [0.9, 0.999]},
+            "loss": {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0},
+            "batch_size": 4,
+            "epochs": 1,
+        },
+        "grpo": {
+            "lora": {"rank": 16, "alpha": 16.0, "dropout": 0.0, "targets": ["v_proj", "q_proj"]},
+            "quantisation": None,
+            "group_size": 8,
+            "rewards": ["checks", "brevity=0.5"],
+            "max_new_tokens": 96,
+        },
+    },
+}
+
+
+def ramp(n: int, start: float, end: float, noise: float, seed: int) -> list[float]:
+    """A noisy approach from one value to another."""
+    at = np.arange(1, n + 1) / n
+    wobble = np.random.default_rng(seed).normal(0, noise, n)
+    return [float(value) for value in start + (end - start) * (1 - np.exp(-3 * at)) + wobble]
+
+
+def collapse(n: int, start: float, end: float, noise: float, seed: int) -> list[float]:
+    """Steady, then off a cliff at 60 % of the steps."""
+    at = np.arange(1, n + 1) / n
+    wobble = np.random.default_rng(seed).normal(0, noise, n)
+    return [float(value) for value in start + (end - start) / (1 + np.exp(-40 * (at - 0.6))) + wobble]
+
+
+def pair_curves(n: int, *, policy: bool) -> dict[str, list[float]]:
+    margin = ramp(n, 0.0, 0.9, 0.15, 3)
+    curves = {
+        "loss": [float(np.log1p(np.exp(-m))) for m in margin],
+        "accuracy": [min(1.0, max(0.0, a)) for a in ramp(n, 0.5, 0.72, 0.12, 2)],
+        "margin": margin,
+    }
+    if policy:
+        chosen = ramp(n, 0.0, -0.4, 0.1, 4)
+        curves |= {"reward_chosen": chosen, "reward_rejected": [c - m for c, m in zip(chosen, margin, strict=True)]}
+        curves |= {"logp_chosen": ramp(n, -180, -184, 20, 5), "logp_rejected": ramp(n, -170, -183, 20, 6)}
+    return curves
+
+
+def group_curves(n: int, *, collapsed: bool, names: tuple[str, ...]) -> dict[str, list[float]]:
+    move = collapse if collapsed else ramp
+    median = [max(0.0, v) for v in move(n, 46, 0 if collapsed else 38, 3, 7)]
+    share = {name: [min(1.0, max(0.0, v)) for v in values] for name, values in {
+        "empty_rate": move(n, 0.02, 0.93 if collapsed else 0.03, 0.02, 8),
+        "eos_first": move(n, 0.03, 0.95 if collapsed else 0.04, 0.01, 9),
+        "truncated_rate": move(n, 0.22, 0.01 if collapsed else 0.15, 0.03, 10),
+        "zero_variance": move(n, 0.05, 0.96 if collapsed else 0.12, 0.04, 11),
+        "clip_fraction": [abs(v) for v in ramp(n, 0.0, 0.01, 0.004, 12)],
+    }.items()}  # fmt: skip
+    return {
+        **share,
+        "loss": ramp(n, 0.0, 0.0, 0.01, 13),
+        "reward": move(n, -1.0, 0.0 if collapsed else -0.55, 0.06, 14),
+        "reward_std": [abs(v) for v in move(n, 0.4, 0.02 if collapsed else 0.3, 0.04, 15)],
+        "kl": [abs(v) for v in ramp(n, 0.0, 0.3 if collapsed else 0.04, 0.004, 16)],
+        "entropy": [abs(v) for v in move(n, 1.3, 0.2 if collapsed else 1.05, 0.06, 17)],
+        "length_mean": [v + 4 for v in median],
+        "length_median": median,
+        "length_p10": [0.35 * v for v in median],
+        "length_p90": [2.0 * v + 1 for v in median],
+        **{f"reward/{name}": move(n, -0.9 + 0.3 * i, -0.1 * i, 0.05, 18 + i) for i, name in enumerate(names)},
+    }  # fmt: skip
+
+
+def held_out(method: str, steps: int, curves: dict[str, list[float]], *, collapsed: bool, gold: bool) -> Any:
+    """Evaluations before training, every quarter and after it."""
+    for step in sorted({0, *(steps * part // 4 for part in range(1, 5))}):
+        share = step / steps
+        now = {name: float(np.mean(curve[max(0, step - 12) : step + 8])) for name, curve in curves.items()}
+        if method == "grpo":
+            wreck = share**6 if collapsed else 0.0
+            kl = 0.32 * share if collapsed else 0.05 * share
+            yield (
+                step,
+                {
+                    "reward": now["reward"] - 0.03,
+                    "gold": (0.4 + share - 1.9 * share**2 if collapsed else 0.4 + 0.3 * share) if gold else None,
+                    "kl": kl,
+                    "perplexity": 10.2 * (1 + 0.02 * share) + 600 * wreck,
+                    "perplexity_reference": 10.2,
+                    "length_median": round(now["length_median"]),
+                    "empty_rate": now["empty_rate"],
+                },
+            )
+        else:
+            names = ("loss", "accuracy", "margin", "reward_chosen", "reward_rejected")
+            values = {name: 0.95 * now[name] for name in names if name in now}
+            if step == 0:
+                values |= {
+                    "loss": float(np.log(2)),
+                    "accuracy": 0.0 if method == "dpo" else 0.49,
+                    "margin": 0.0 if method == "dpo" else -0.02,
+                }
+            if method == "dpo":
+                values |= {"perplexity": 10.23 + 0.77 * share, "perplexity_reference": 10.23, "kl": 0.016 * share}
+            yield step, values
+
+
+def final_figures(method: str, last: dict[str, Any]) -> list[dict[str, Any]]:
+    said = {
+        "accuracy": "share of held-out pairs whose chosen answer scores higher",
+        "perplexity": "perplexity on held-out chosen answers, EOS counted",
+        "perplexity_reference": "the same of the reference",
+        "kl": "exact token KL to the reference (nats per token)",
+        "reward": "reward of one completion of each held-out prompt",
+        "gold": "gold score of one completion of each held-out prompt",
+        "length_median": "median length in tokens of completions of held-out prompts",
+    }
+    half = {"accuracy": 0.06, "perplexity": 0.8, "perplexity_reference": 0.7, "kl": 0.002, "reward": 0.09, "gold": 0.1}
+    whole = "no interval: one figure of the whole held-out set"
+    figures = []
+    for name, description in said.items():
+        if (value := last.get(name)) is None:
+            continue
+        found = estimate(float(value), half.get(name, 0.0), 160, 148)
+        if name not in half or (method == "grpo" and name == "kl"):
+            found |= {"low": None, "high": None, "method": whole}
+        label = "eval_accuracy" if name == "accuracy" else name
+        figures.append({"name": label, "estimate": found, "description": description})
+    return figures
+
+
+def warned_of(method: str, steps: int, *, collapsed: bool, hostile: bool) -> list[dict[str, Any]]:
+    def warned(step: int | None, level: str, signal: str, sentence: str) -> dict[str, Any]:
+        start = "" if step is None else f"step {step}: "
+        return {"step": step, "level": level, "signal": signal, "sentence": f"{start}{sentence}"}
+
+    cue = "the longer answer is the chosen one in 0.64 [0.57, 0.70] of the pairs: length alone gives much away"
+    found = [] if method == "grpo" else [warned(None, "warn", "length", cue)]
+    if method == "grpo" and collapsed:
+        first, second = max(1, int(0.58 * steps)), max(1, int(0.63 * steps))
+        although = ", although the reward rose from -1 to -0.4"
+        found += [
+            warned(
+                first, "warn", "eos_first", f"the end of text has a probability of 31 % as the first token{although}"
+            ),
+            warned(first, "warn", "length_median", f"the median completion has 20 tokens{although}"),
+            warned(
+                second, "severe", "eos_first", f"the end of text has a probability of 72 % as the first token{although}"
+            ),
+            warned(second, "severe", "length_median", f"the median completion has 9 tokens{although}"),
+            warned(second, "severe", "entropy_low", f"the entropy is 0.2 nats a token{although}"),
+        ]
+    if hostile:
+        found += [warned(1, "severe", text[:40], text) for text in HOSTILE]
+        found += [warned(step, "note", "noise", "again") for step in range(1, 30)]
+    return found
+
+
+@pytest.fixture(scope="session")
+def make_training() -> MakeTraining:
+    """Writes alignment/ and metrics.jsonl of a run directory, and a manifest where there is none."""
+
+    def write(
+        run_dir: Path,
+        *,
+        runs: tuple[str, ...] = ("reward", "dpo", "grpo"),
+        steps: int = 200,
+        collapsed: bool = False,
+        nulls: bool = False,
+        hostile: bool = False,
+        gold: bool = True,
+    ) -> Path:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (run_dir / "manifest.json").exists():
+            (run_dir / "manifest.json").write_text(json.dumps({**MANIFEST, "config": TRAINING_CONFIG}))
+        names = ("_$hidden_{x}", "a" * 300) if hostile else ("checks", "brevity")
+        lines: list[dict[str, Any]] = []
+        for method in runs:
+            curves = (
+                group_curves(steps, collapsed=collapsed, names=names)
+                if method == "grpo"
+                else pair_curves(steps, policy=method == "dpo")
+            )
+            for index in range(steps):
+                values = {name: None if nulls else curve[index] for name, curve in curves.items()}
+                common = {"grad_norm": 1.0, "learning_rate": 2e-5, "tokens": 3000.0, "seconds": 4.5}
+                lines.append({"panel": method, "step": index + 1, **values, **common})
+            last: dict[str, Any] = {}
+            for step, values in held_out(method, steps, curves, collapsed=collapsed, gold=gold):
+                last = {name: None if nulls else value for name, value in values.items()}
+                lines.append({"panel": f"{method}.eval", "step": step, **last})
+            folder = run_dir / "alignment" / method
+            folder.mkdir(parents=True)
+            state = {
+                "method": method,
+                "model": HOSTILE[0] if hostile else "HuggingFaceTB/smollm2-135M-SFT-Only",
+                "fingerprint": "0123456789abcdef",
+                "config_hash": "fedcba9876543210",
+                "step": steps,
+                "total_steps": 2 * steps if collapsed and method == "grpo" else steps,
+                "outcome": "stopped" if collapsed and method == "grpo" else "finished",
+                "n_train": 640,
+                "n_validation": 160,
+                "n_trainable": 460_800,
+                "seconds": 4.5 * steps,
+                "tokens": 3000 * steps,
+                "peak_bytes": 3_120_000_000,
+                "path": "fused",
+                "figures": [] if nulls else final_figures(method, last),
+                "warnings": warned_of(method, steps, collapsed=collapsed, hostile=hostile),
+            }
+            (folder / "trainer_state.json").write_text(json.dumps(state))
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return run_dir
+
+    return write

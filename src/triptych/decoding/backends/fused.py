@@ -7,7 +7,7 @@ attends to exactly its own tokens. It is *not* a general model runner: anything 
 path.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
@@ -20,10 +20,9 @@ from torch import Tensor
 from triptych.decoding import kernels
 from triptych.decoding.backends.base import Backend, Prefix, Slots, StepOutput
 from triptych.models import LanguageModel
+from triptych.models.llama import Linear, head_dim, is_plain_llama, packed_linear
+from triptych.simd import as_array
 
-Linear = Callable[[Tensor], Tensor]
-
-ROPE_TYPES = {"default", "linear", "llama3", "yarn"}  # the frequencies of these do not depend on the input's length
 _PREFILL_TOKENS = 4096
 _MAX_POSITIONS = 1 << 17
 
@@ -39,17 +38,7 @@ class _Layer(NamedTuple):
 
 def supports(lm: LanguageModel) -> bool:
     """Whether the fused path can run this model: a plain Llama on CPU in fp32 or bf16."""
-    config = lm.base.config
-    return (
-        config.model_type == "llama"
-        and lm.device.type == "cpu"
-        and lm.dtype in (torch.float32, torch.bfloat16)
-        and config.hidden_act == "silu"
-        and not config.attention_bias
-        and not config.mlp_bias
-        and (config.rope_parameters or {}).get("rope_type", "default") in ROPE_TYPES
-        and _head_dim(config) % 4 == 0
-    )
+    return is_plain_llama(lm.base.config) and lm.device.type == "cpu" and lm.dtype in (torch.float32, torch.bfloat16)
 
 
 class FusedBackend(Backend):
@@ -70,7 +59,7 @@ class FusedBackend(Backend):
         self.slots = slots
         self._dtype = lm.dtype
         self._kv_heads = config.num_key_value_heads
-        self._head_dim = _head_dim(config)
+        self._head_dim = head_dim(config)
         self._group = (0,) * (config.num_attention_heads // self._kv_heads)
         self._eps = config.rms_norm_eps
         self._embedding = base.model.embed_tokens.weight
@@ -78,7 +67,7 @@ class FusedBackend(Backend):
         self._norm = base.model.norm.weight
         head = _dense_weight(base.lm_head)
         self.vocabulary = head.shape[0]
-        self._head = _linear(head)
+        self._head = packed_linear(head)
         with torch.inference_mode():
             positions = torch.arange(lm.context_length or _MAX_POSITIONS)[None]
             cos, sin = base.model.rotary_emb(torch.empty(0), positions)
@@ -104,7 +93,7 @@ class FusedBackend(Backend):
         """Cache bytes of one token: keys and values, all layers."""
         config = lm.base.config
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return int(2 * config.num_hidden_layers * kv_heads * _head_dim(config) * lm.dtype.itemsize)
+        return int(2 * config.num_hidden_layers * kv_heads * head_dim(config) * lm.dtype.itemsize)
 
     def room_for(self, tokens: int) -> bool:
         return self._arena.fits(tokens)
@@ -139,7 +128,7 @@ class FusedBackend(Backend):
         following = [layer.input_norm for layer in self._layers[1:]] + [self._norm]
         for i, (layer, next_norm) in enumerate(zip(self._layers, following, strict=True)):
             kernels.decode_attention(
-                kernels.as_array(layer.qkv(normed)),
+                as_array(layer.qkv(normed)),
                 cos,
                 sin,
                 self._keys[i],
@@ -151,7 +140,7 @@ class FusedBackend(Backend):
                 starts,
                 prefix_lengths,
                 self._group,
-                kernels.as_array(attended),
+                as_array(attended),
             )
             self._add_norm(x, layer.output(attended), layer.mlp_norm, normed)
             self._add_norm(x, self._gated_mlp(layer, normed), next_norm, normed)
@@ -167,14 +156,14 @@ class FusedBackend(Backend):
         return F.rms_norm(x, weight.shape, weight, self._eps)
 
     def _add_norm(self, x: Tensor, update: Tensor, weight: Tensor, out: Tensor) -> None:
-        arrays = (kernels.as_array(tensor) for tensor in (x, update, weight))
-        kernels.add_rms_norm(*arrays, self._eps, kernels.as_array(out))
+        arrays = (as_array(tensor) for tensor in (x, update, weight))
+        kernels.add_rms_norm(*arrays, self._eps, as_array(out))
 
     def _gated_mlp(self, layer: _Layer, normed: Tensor) -> Tensor:
         """The feed-forward block of [n, H]."""
         gate_up = layer.gate_up(normed)
         gated = torch.empty((len(gate_up), gate_up.shape[1] // 2), dtype=gate_up.dtype)
-        kernels.gated_silu(kernels.as_array(gate_up), kernels.as_array(gated))
+        kernels.gated_silu(as_array(gate_up), as_array(gated))
         return layer.down(gated)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], keep_hidden: bool) -> list[Prefix]:
@@ -208,8 +197,8 @@ class FusedBackend(Backend):
         """Causal attention of one prompt, [m, heads, D]; keeps its keys and values in the arena."""
         start, m = self._starts[handle]
         q, k, v = (part.transpose(0, 1) for part in (q, k, v))
-        self._prefix_keys[layer, :, start : start + m] = kernels.as_array(k)
-        self._prefix_values[layer, :, start : start + m] = kernels.as_array(v)
+        self._prefix_keys[layer, :, start : start + m] = as_array(k)
+        self._prefix_values[layer, :, start : start + m] = as_array(v)
         out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)
         return out[0].transpose(0, 1)
 
@@ -252,11 +241,13 @@ def _read_layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         input_norm=layer.input_layernorm.weight,
-        qkv=_linear(_dense_weight(attention.q_proj), _dense_weight(attention.k_proj), _dense_weight(attention.v_proj)),
-        output=_linear(_dense_weight(attention.o_proj)),
+        qkv=packed_linear(
+            _dense_weight(attention.q_proj), _dense_weight(attention.k_proj), _dense_weight(attention.v_proj)
+        ),
+        output=packed_linear(_dense_weight(attention.o_proj)),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_linear(_dense_weight(mlp.gate_proj), _dense_weight(mlp.up_proj)),
-        down=_linear(_dense_weight(mlp.down_proj)),
+        gate_up=packed_linear(_dense_weight(mlp.gate_proj), _dense_weight(mlp.up_proj)),
+        down=packed_linear(_dense_weight(mlp.down_proj)),
     )
 
 
@@ -271,33 +262,8 @@ def _dense_weight(module: Any) -> Tensor:
     return weight
 
 
-def _linear(*weights: Tensor) -> Linear:
-    """x → x · Wᵀ for the stacked weights, packed once into the matrix library's own layout where it has one."""
-    weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).detach()
-    if weight.dtype != torch.bfloat16 or not _packs():
-        return lambda x: F.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-
-    def apply(x: Tensor) -> Tensor:
-        # A single row would take another kernel, which rounds differently: a row must not depend on its neighbours.
-        rows = x if len(x) > 1 else x.repeat(2, 1)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
-        return out[: len(x)]
-
-    return apply
-
-
-def _packs() -> bool:
-    """Whether this torch offers the packed products that its compiler emits; 25 % faster than plain ones in bf16."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding in float32: x [t, heads, D] with halves rotated, cos and sin [t, 1, D]."""
     x = x.float()
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin
-
-
-def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -3,18 +3,22 @@
 from typing import NamedTuple
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from triptych.reports.figures import distinct, likelihood, shape, tradeoff
+from triptych.reports.alignment_inputs import Alignment
+from triptych.reports.figures import distinct, likelihood, shape, tradeoff, training
 from triptych.reports.figures.distinct import figure_05, figure_06, figure_diversity_matched
 from triptych.reports.figures.likelihood import figure_01, figure_02, figure_03, figure_04
 from triptych.reports.figures.shape import figure_length, figure_stops
 from triptych.reports.figures.spec import FigureSpec
 from triptych.reports.figures.svg import inline, to_png, to_svg
 from triptych.reports.figures.tradeoff import figure_07, figure_frontier
+from triptych.reports.figures.training import TrainingSpec
 from triptych.reports.inputs import Decoding
 
 PAPER_FIGURES: tuple[FigureSpec, ...] = (*likelihood.SPECS, *distinct.SPECS, *tradeoff.SPECS)
 OWN_FIGURES: tuple[FigureSpec, ...] = (*tradeoff.OWN_SPECS, *distinct.OWN_SPECS, *shape.OWN_SPECS)
+TRAINING_FIGURES: tuple[TrainingSpec, ...] = training.SPECS
 
 
 class Rendered(NamedTuple):
@@ -37,19 +41,34 @@ class Rendered(NamedTuple):
 
 
 def render(spec: FigureSpec, run: Decoding) -> Rendered:
-    """Draw one figure of a run."""
+    """Draw one figure of a decoding run."""
     if (absent := spec.absent(run)) is not None:
-        return Rendered(spec.name, spec.title, "", "", "", b"", absent)
-    figure, alt = spec.draw(run), spec.alt(run)
-    svg = to_svg(figure, spec.name, spec.title, alt)
-    return Rendered(spec.name, spec.title, spec.caption(run), alt, svg, to_png(figure), None)
+        return _left_out(spec.name, spec.title, absent)
+    return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
+
+
+def render_training(spec: TrainingSpec, run: Alignment) -> Rendered:
+    """Draw one figure of training runs."""
+    if (absent := spec.absent(run)) is not None:
+        return _left_out(spec.name, spec.title, absent)
+    return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
+
+
+def _left_out(name: str, title: str, absent: str) -> Rendered:
+    return Rendered(name, title, "", "", "", b"", absent)
+
+
+def _rendered(name: str, title: str, figure: Figure, caption: str, alt: str) -> Rendered:
+    return Rendered(name, title, caption, alt, to_svg(figure, name, title, alt), to_png(figure), None)
 
 
 __all__ = [
     "OWN_FIGURES",
     "PAPER_FIGURES",
+    "TRAINING_FIGURES",
     "FigureSpec",
     "Rendered",
+    "TrainingSpec",
     "figure_01",
     "figure_02",
     "figure_03",
@@ -62,4 +81,5 @@ __all__ = [
     "figure_length",
     "figure_stops",
     "render",
+    "render_training",
 ]

@@ -1,0 +1,368 @@
+"""The fused training path for the Llama family on CPU: forward and backward of a layer written out by hand.
+
+Against the module graph of transformers under autograd: no padding, prompts once, query/key/value and gate/up products
+merged, packed weights, no gradient for frozen weights, kernels of our own between the products, and attention as plain
+matrix products over exactly the keys that each segment sees. The base is frozen in its dtype (bf16 or fp32), the
+residual stream and LoRA weights are fp32. Anything it does not know goes to the generic path.
+
+The LoRA of every projection of a layer is known; dropout draws one mask for all projections that read the same input
+(PEFT draws one each), from a generator that the caller passes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numba
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from triptych.alignment.backends import kernels
+from triptych.alignment.packing import Packed, Segment
+from triptych.models.llama import Linear, head_dim, is_plain_llama, packed_linear
+from triptych.simd import as_array
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Lora(NamedTuple):
+    """A low-rank update x · Aᵀ · Bᵀ · scale of columns start … stop of a merged product."""
+
+    name: str
+    a: nn.Parameter
+    b: nn.Parameter
+    scale: float
+    start: int
+    stop: int
+
+
+class Projection(NamedTuple):
+    """Frozen linear modules that read one input, as one product, with their LoRA."""
+
+    weight: Tensor
+    apply: Linear
+    loras: tuple[Lora, ...]
+
+
+class Layer(NamedTuple):
+    """One decoder layer; norms are [H]."""
+
+    norm_1: Tensor
+    qkv: Projection
+    output: Projection
+    norm_2: Tensor
+    gate_up: Projection
+    down: Projection
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [
+            p for part in (self.qkv, self.output, self.gate_up, self.down) for lora in part.loras for p in lora[1:3]
+        ]
+
+
+class Shape(NamedTuple):
+    """What does not change from layer to layer."""
+
+    kv_heads: int
+    group: int
+    width: int
+    epsilon: float
+
+
+class Context(NamedTuple):
+    """What all layers of one pass read."""
+
+    shape: Shape
+    segments: tuple[Segment, ...]
+    cos: Tensor
+    sin: Tensor
+    use_lora: bool
+    checkpoint: bool
+
+
+def supports(base: nn.Module, trainable: Sequence[str]) -> bool:
+    """Whether this path can train `base`: a plain Llama on CPU, fp32 or bf16, LoRA on its projections alone."""
+    config: Any = getattr(base, "config", None)
+    weight = next(base.parameters())
+    plain = is_plain_llama(config) and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    return plain and all(".lora_" in name and any(f".{p}." in name for p in PROJECTIONS) for name in trainable)
+
+
+class FusedTrunk:
+    """The body of a Llama, embedding to last layer; the final norm and the head are not part of it."""
+
+    def __init__(self, llama: Any, *, dropout: float, checkpoint: bool) -> None:
+        config = llama.config
+        self._model = llama
+        heads, kv = config.num_attention_heads, config.num_key_value_heads
+        self._shape = Shape(kv, heads // kv, head_dim(config), config.rms_norm_eps)
+        self._layers = [_read_layer(layer) for layer in llama.layers]
+        self._dropout = dropout
+        self._checkpoint = checkpoint
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+    def hidden(self, packed: Packed, *, use_lora: bool, generator: torch.Generator | None) -> Tensor:
+        """The residual stream after the last layer, [T, H] float32; gradients reach the LoRA weights.
+
+        `generator` is of the dropout masks; None is evaluation.
+        """
+        with torch.no_grad():
+            x = self._model.embed_tokens.weight[packed.ids].float()
+            cos, sin = self._model.rotary_emb(x, packed.positions[None])
+        context = Context(self._shape, packed.segments, cos[0].float(), sin[0].float(), use_lora, self._checkpoint)
+        for layer in self._layers:
+            masks = _dropout_masks(layer, len(x), self._dropout, generator) if use_lora else None
+            parameters = layer.parameters if use_lora else ()
+            x = _LayerFunction.apply(x, context, layer, masks, *parameters)  # type: ignore[no-untyped-call]
+        return torch.as_tensor(x)
+
+
+def _dropout_masks(layer: Layer, rows: int, rate: float, generator: torch.Generator | None) -> list[Tensor | None]:
+    """Scaled keep masks [rows, in] of the inputs of the four products; None where there is nothing to drop."""
+    parts = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    if generator is None or rate == 0.0:
+        return [None] * len(parts)
+    return [
+        torch.empty(rows, part.weight.shape[1], dtype=part.weight.dtype)
+        .bernoulli_(1.0 - rate, generator=generator)
+        .div_(1.0 - rate)
+        if part.loras
+        else None
+        for part in parts
+    ]
+
+
+class _Saved(NamedTuple):
+    """What the backward pass of a layer reads again."""
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_sums: list[Tensor]
+    attended: Tensor
+    middle: Tensor
+    gate_up: Tensor
+
+
+class _LayerFunction(torch.autograd.Function):
+    """x → x + attention(norm(x)) → + mlp(norm(·)), with its gradient for x and for every A and B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, context: Context, layer: Layer, masks: list[Tensor | None] | None, *parameters: Tensor
+    ) -> Tensor:
+        y, saved = _forward(x, context, layer, masks)
+        ctx.context, ctx.layer, ctx.masks = context, layer, masks
+        ctx.saved = None
+        if any(ctx.needs_input_grad):
+            # Nothing of it is an input or output of autograd but x, which no later layer changes in place.
+            ctx.saved = saved.x if context.checkpoint else saved
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        state: Any = ctx
+        saved = state.saved
+        if isinstance(saved, Tensor):
+            _, saved = _forward(saved, state.context, state.layer, state.masks)
+        d_x, d_parameters = _backward(d_y, saved, state)
+        state.saved = None
+        return d_x, None, None, None, *d_parameters
+
+
+def _forward(x: Tensor, context: Context, layer: Layer, masks: list[Tensor | None] | None) -> tuple[Tensor, _Saved]:
+    shape, rows = context.shape, len(x)
+    dtype = layer.qkv.weight.dtype
+    mask = masks or [None] * 4
+    use = context.use_lora
+    normed = _norm(x, layer.norm_1, shape.epsilon, dtype)
+    qkv = _project(layer.qkv, normed, mask[0], use)
+    q = torch.empty(shape.kv_heads, rows, shape.group, shape.width, dtype=dtype)
+    k, v = (torch.empty(shape.kv_heads, rows, shape.width, dtype=dtype) for _ in range(2))
+    kernels.split_and_rotate(*map(as_array, (qkv, context.cos, context.sin, q, k, v)))
+    attended, log_sums = _attend(q, k, v, context)
+    middle = x + _project(layer.output, _rows_first(attended), mask[1], use)
+    normed = _norm(middle, layer.norm_2, shape.epsilon, dtype)
+    gate_up = _project(layer.gate_up, normed, mask[2], use)
+    y = middle + _project(layer.down, _gated(gate_up), mask[3], use)
+    return y, _Saved(x, q, k, v, log_sums, attended, middle, gate_up)
+
+
+def _backward(d_y: Tensor, saved: _Saved, state: Any) -> tuple[Tensor | None, list[Tensor]]:
+    context, layer, masks = state.context, state.layer, state.masks or [None] * 4
+    shape, use = context.shape, context.use_lora
+    dtype = layer.qkv.weight.dtype
+    gated = _gated(saved.gate_up) if use and layer.down.loras else None
+    d_gated, of_down = _project_backward(layer.down, d_y.to(dtype), gated, masks[3], use)
+    d_gate_up = torch.empty_like(saved.gate_up)
+    kernels.gated_silu_backward(*map(as_array, (saved.gate_up, d_gated, d_gate_up)))
+    normed = _norm(saved.middle, layer.norm_2, shape.epsilon, dtype) if use and layer.gate_up.loras else None
+    d_normed, of_gate_up = _project_backward(layer.gate_up, d_gate_up, normed, masks[2], use)
+    d_middle = d_y.clone()
+    _norm_backward(saved.middle, layer.norm_2, shape.epsilon, d_normed, d_middle)
+    attended = _rows_first(saved.attended) if use and layer.output.loras else None
+    d_attended, of_output = _project_backward(layer.output, d_middle.to(dtype), attended, masks[1], use)
+    d_qkv = _attend_backward(_heads_first(d_attended, shape), saved, context)
+    normed = _norm(saved.x, layer.norm_1, shape.epsilon, dtype) if use and layer.qkv.loras else None
+    needs_x = bool(state.needs_input_grad[0])
+    d_normed, of_qkv = _project_backward(layer.qkv, d_qkv, normed, masks[0], use, needs_input=needs_x)
+    if needs_x:
+        _norm_backward(saved.x, layer.norm_1, shape.epsilon, d_normed, d_middle)
+    return d_middle if needs_x else None, [*of_qkv, *of_output, *of_gate_up, *of_down]
+
+
+def _project(part: Projection, x: Tensor, mask: Tensor | None, use_lora: bool) -> Tensor:
+    out = part.apply(x)
+    for lora in part.loras if use_lora else ():
+        dropped = x if mask is None else x * mask
+        update = (dropped @ lora.a.to(x.dtype).T) @ lora.b.to(x.dtype).T
+        out[:, lora.start : lora.stop].add_(update, alpha=lora.scale)
+    return out
+
+
+def _project_backward(
+    part: Projection, d_out: Tensor, x: Tensor | None, mask: Tensor | None, use_lora: bool, *, needs_input: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of the input (unless not needed) and of each A and B; x is the input, for LoRA alone."""
+    d_x = d_out @ part.weight if needs_input else d_out
+    d_parameters: list[Tensor] = []
+    if x is None or not use_lora:
+        return d_x, d_parameters
+    for lora in part.loras:
+        d_own = d_out[:, lora.start : lora.stop]
+        dropped = x if mask is None else x * mask
+        a, b = lora.a.to(x.dtype), lora.b.to(x.dtype)
+        d_low = (d_own @ b).mul_(lora.scale)
+        d_parameters += [
+            (d_low.T @ dropped).to(lora.a.dtype),
+            (d_own.T @ (dropped @ a.T)).mul_(lora.scale).to(lora.b.dtype),
+        ]
+        if needs_input:
+            d_dropped = d_low @ a
+            d_x += d_dropped if mask is None else d_dropped * mask
+    return d_x, d_parameters
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+    """Attention segment by segment: [H_kv, T, group, D], and log Σ exp of the scores of each segment."""
+    out = torch.empty_like(q)
+    log_sums = []
+    for segment in context.segments:
+        keys, values = _seen(k, segment), _seen(v, segment)
+        own = _queries(q, segment)
+        scores = torch.bmm(own, keys.transpose(1, 2))
+        log_sum = torch.empty(scores.shape[:2])
+        scale = context.shape.width**-0.5
+        kernels.causal_softmax(as_array(scores), scale, context.shape.group, as_array(log_sum))
+        _queries(out, segment).copy_(torch.bmm(scores, values))
+        log_sums.append(log_sum)
+    return out, log_sums
+
+
+def _attend_backward(d_out: Tensor, saved: _Saved, context: Context) -> Tensor:
+    """The gradient of the merged query/key/value product, [T, (H + 2·H_kv)·D], given that of its result."""
+    shape = context.shape
+    d_q = torch.empty_like(saved.q)
+    d_k, d_v = (torch.zeros(saved.k.shape) for _ in range(2))
+    for segment, log_sum in zip(context.segments, saved.log_sums, strict=True):
+        keys, values = _seen(saved.k, segment), _seen(saved.v, segment)
+        own, d_own = _queries(saved.q, segment), _queries(d_out, segment)
+        weights = torch.bmm(own, keys.transpose(1, 2))
+        d_scores = torch.bmm(d_own, values.transpose(1, 2))
+        kernels.causal_softmax_backward(
+            as_array(weights),
+            as_array(d_scores),
+            shape.width**-0.5,
+            shape.group,
+            as_array(log_sum),
+            as_array(_queries(saved.attended, segment)),
+            as_array(d_own),
+        )
+        _queries(d_q, segment).copy_(torch.bmm(d_scores, keys))
+        _add_seen(d_k, segment, torch.bmm(d_scores.transpose(1, 2), own))
+        _add_seen(d_v, segment, torch.bmm(weights.transpose(1, 2), d_own))
+    d_qkv = torch.empty(saved.q.shape[1], (shape.group + 2) * shape.kv_heads * shape.width, dtype=saved.q.dtype)
+    kernels.split_and_rotate_backward(*map(as_array, (d_q, d_k, d_v, context.cos, context.sin, d_qkv)))
+    return d_qkv
+
+
+def _queries(q: Tensor, segment: Segment) -> Tensor:
+    """The queries of a segment as [H_kv, m·group, D], a view."""
+    kv, rows, group, width = q.shape
+    return q.view(kv, rows * group, width)[:, segment.start * group : (segment.start + segment.length) * group]
+
+
+def _seen(k: Tensor, segment: Segment) -> Tensor:
+    """The keys (or values) that a segment sees: its prefix, then its own."""
+    own = k[:, segment.start : segment.start + segment.length]
+    if not segment.prefix_length:
+        return own
+    return torch.cat((k[:, segment.prefix_start : segment.prefix_start + segment.prefix_length], own), 1)
+
+
+def _add_seen(d_k: Tensor, segment: Segment, d: Tensor) -> None:
+    m = segment.prefix_length
+    d_k[:, segment.start : segment.start + segment.length] += d[:, m:]
+    if m:
+        d_k[:, segment.prefix_start : segment.prefix_start + m] += d[:, :m]
+
+
+def _rows_first(x: Tensor) -> Tensor:
+    """[H_kv, T, group, D] → [T, H·D]."""
+    return x.transpose(0, 1).reshape(x.shape[1], -1)
+
+
+def _heads_first(x: Tensor, shape: Shape) -> Tensor:
+    """[T, H·D] → [H_kv, T, group, D]."""
+    return x.view(len(x), shape.kv_heads, shape.group, shape.width).transpose(0, 1).contiguous()
+
+
+def _norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    out = torch.empty(x.shape, dtype=dtype)
+    kernels.rms_norm(as_array(x), as_array(weight), epsilon, as_array(out))
+    return out
+
+
+def _norm_backward(x: Tensor, weight: Tensor, epsilon: float, d_out: Tensor, d_x: Tensor) -> None:
+    kernels.rms_norm_backward(as_array(x), as_array(weight), epsilon, as_array(d_out), as_array(d_x))
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    out = torch.empty(len(gate_up), gate_up.shape[1] // 2, dtype=gate_up.dtype)
+    kernels.gated_silu(as_array(gate_up), as_array(out))
+    return out
+
+
+# --- Reading a model: the modules of transformers and PEFT are not typed; nothing else looks inside. ---
+
+
+def _read_layer(layer: Any) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return Layer(
+        norm_1=layer.input_layernorm.weight.detach(),
+        qkv=_read_projection(attention, "q_proj", "k_proj", "v_proj"),
+        output=_read_projection(attention, "o_proj"),
+        norm_2=layer.post_attention_layernorm.weight.detach(),
+        gate_up=_read_projection(mlp, "gate_proj", "up_proj"),
+        down=_read_projection(mlp, "down_proj"),
+    )
+
+
+def _read_projection(owner: Any, *names: str) -> Projection:
+    weights: list[Tensor] = []
+    loras: list[Lora] = []
+    start = 0
+    for name in names:
+        module = getattr(owner, name)
+        is_lora = hasattr(module, "lora_A")
+        weight = (module.get_base_layer() if is_lora else module).weight.detach()
+        stop = start + weight.shape[0]
+        for adapter in module.active_adapters if is_lora else ():
+            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+            loras.append(Lora(name, a, b, float(module.scaling[adapter]), start, stop))
+        weights.append(weight)
+        start = stop
+    merged = torch.cat(weights) if len(weights) > 1 else weights[0]
+    return Projection(merged, packed_linear(merged), tuple(loras))

@@ -1,0 +1,331 @@
+"""Group relative policy optimisation: prompts and rewards in, an adapter out, and a watch over its collapse.
+
+A step of rollouts feeds `iterations` optimizer steps. Nothing here is specific to one loss or advantage: those are
+plain functions chosen by the configuration.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from triptych.alignment.advantages import ADVANTAGES, zero_variance_share
+from triptych.alignment.dpo import dropout_generator
+from triptych.alignment.encoding import EncodedPair
+from triptych.alignment.loop import Decision, TrainingConfig
+from triptych.alignment.optimisation import OptimiserConfig
+from triptych.alignment.packing import micro_batches, offsets
+from triptych.alignment.policy import Policy
+from triptych.alignment.policy_losses import Grpo, PolicyBatch, PolicyLoss, k3, policy_loss, token_weights, total
+from triptych.alignment.reward_functions import NamedReward
+from triptych.alignment.rollouts import RolloutGroup, Scored, roll_out, score_rollouts
+from triptych.alignment.state import Warned
+from triptych.alignment.watch import CollapseWatch, StepHealth, WatchConfig
+from triptych.records import Prompt
+from triptych.seeding import generator
+from triptych.workers import Workers
+
+
+class GrpoConfig(TrainingConfig):
+    """Training on rewards."""
+
+    optimiser: OptimiserConfig = OptimiserConfig(learning_rate=5e-5, schedule="constant")
+    loss: PolicyLoss = Grpo()
+    advantage: Literal["group_normalised", "centred", "leave_one_out"] = "group_normalised"
+    rewards: tuple[str, ...] = ("checks",)
+    """`checks`, `concise`, `brevity`, `repetition`, `reward_model` (the study's own), `model:DIR`, `FILE.py:FUNCTION`,
+    `PACKAGE.MODULE:FUNCTION`; with `=WEIGHT`."""
+    gold: str | None = None
+    """An independent scorer in the same words: measured at evaluations, never trained on."""
+    prompts: str = "starter"
+    """`starter`, a file or a hub data set; `pairs`: the prompts of the panel's pairs, split as they are."""
+    only_checked: bool = False
+    """Only prompts that have something to check."""
+    prompts_per_step: int = Field(default=8, ge=1)
+    """Over all workers."""
+    group_size: int = Field(default=4, ge=2)
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, gt=0.0)
+    steps: int = Field(default=50, ge=1)
+    """Optimizer steps."""
+    iterations: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps on the same rollouts (μ)."""
+    mask_truncated: bool = False
+    """Leave completions out of the loss that ran into the length limit."""
+    eval_prompts: int = Field(default=32, ge=1)
+    """Held-out prompts of an evaluation."""
+    watch: WatchConfig = WatchConfig()
+
+
+class Rolled(NamedTuple):
+    """Rollouts with all that the loss needs of them."""
+
+    groups: list[RolloutGroup]
+    advantages: Tensor
+    """[completions]"""
+    weights: Tensor
+    """[completions]: of each of its tokens, over the batch of all workers."""
+    measured: dict[str, float | None]
+
+
+class GrpoTask:
+    """GRPO as the training loop sees it."""
+
+    name = "grpo"
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: GrpoConfig,
+        train: Sequence[Prompt],
+        validation: Sequence[Prompt],
+        held_out_pairs: Sequence[EncodedPair],
+        rewards: Sequence[NamedReward],
+        gold: NamedReward | None,
+        workers: Workers,
+        *,
+        seed: int,
+    ) -> None:
+        self._policy, self._config, self._workers, self._seed = policy, config, workers, seed
+        self._train, self._validation, self._pairs = train, validation[: config.eval_prompts], held_out_pairs
+        self._rewards, self._gold = rewards, gold
+        self._watch = CollapseWatch(config.watch)
+        self._rolled: Rolled | None = None
+        self.total_steps = config.steps
+        self.last_evaluation: dict[str, list[float | None]] = {}
+        """Rewards, gold and lengths of the latest evaluation, a value a held-out prompt, for paired figures."""
+        self.first_evaluation: dict[str, list[float | None]] = {}
+        """The same before the first step."""
+
+    def accumulate(self, step: int) -> dict[str, float | None]:
+        if self._rolled is None or step % self._config.iterations == 0:
+            self._rolled = self._roll(step)
+        return {**self._rolled.measured, **self._update(self._rolled, step)}
+
+    def evaluate(self) -> dict[str, float | None]:
+        measured = self._evaluate_samples()
+        return measured | self._evaluate_pairs()
+
+    def judge(self, step: int, measured: Mapping[str, float | None]) -> Decision:
+        fields = {name: measured.get(name) for name in StepHealth._fields}
+        alarms = self._watch.observe(step, StepHealth(**fields))
+        warnings = tuple(Warned(step=a.step, level=a.level, signal=a.signal, sentence=a.sentence) for a in alarms)
+        healthy = self._watch.last_healthy_step
+        # The policy that wrote step s is the one before the first update on its rollouts.
+        healthy = None if healthy is None else (healthy - 1) // self._config.iterations * self._config.iterations
+        is_severe = any(alarm.level == "severe" for alarm in alarms)
+        action = self._config.watch.action if is_severe else "warn"
+        return Decision("go_on" if action == "warn" else action, warnings, healthy)
+
+    def state(self) -> dict[str, Any]:
+        return {"watch": self._watch.state(), "first_evaluation": self.first_evaluation}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._watch.restore(state["watch"])
+        self.first_evaluation = state["first_evaluation"]
+
+    def can_pause(self, step: int) -> bool:
+        """Between rollouts: those of a step are made again from the weights that wrote them."""
+        return step % self._config.iterations == 0
+
+    def _roll(self, step: int) -> Rolled:
+        config = self._config
+        chosen = [self._train[row] for row in self._workers.share(self.prompt_rows(step // config.iterations))]
+        groups = self._write(chosen, step)
+        scored = score_rollouts(groups, self._rewards)
+        rewards_P_G = torch.tensor([[math.nan if r is None else r for r in row] for row in scored.total])
+        rewards_P_G = rewards_P_G.view(-1, config.group_size)
+        rollouts = [one for group in groups for one in group.rollouts]
+        lengths = torch.tensor([len(one.token_ids) for one in rollouts], dtype=torch.int64)
+        kept = torch.tensor([not (config.mask_truncated and one.is_truncated) for one in rollouts], dtype=torch.bool)
+        return Rolled(
+            groups=groups,
+            advantages=ADVANTAGES[config.advantage](rewards_P_G).reshape(-1),
+            weights=self._weights(lengths, kept),
+            measured=self.measure(groups, scored, rewards_P_G),
+        )
+
+    def prompt_rows(self, round_number: int) -> list[int]:
+        """Rows of the prompts of a round: shuffled epochs end to end, so that each prompt comes equally often."""
+        n, size = len(self._train), self._config.prompts_per_step
+        rows: list[int] = []
+        at = round_number * size
+        while len(rows) < size:
+            epoch, within = divmod(at + len(rows), n)
+            order = generator(self._seed, "prompt order", epoch).permutation(n)
+            rows += [int(row) for row in order[within : within + size - len(rows)]]
+        return rows
+
+    def _write(self, prompts: Sequence[Prompt], step: int) -> list[RolloutGroup]:
+        config = self._config
+        return roll_out(
+            self._policy.trained,
+            prompts,
+            group_size=config.group_size,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=self._seed,
+            step=step,
+        )
+
+    def _weights(self, lengths: Tensor, kept: Tensor) -> Tensor:
+        """Token weights over the batch of all workers, this worker's part of them."""
+        every = torch.tensor(self._workers.gather(lengths.tolist()), dtype=torch.int64)
+        every_kept = torch.tensor(self._workers.gather(kept.tolist()), dtype=torch.bool)
+        config = self._config
+        weights = token_weights(
+            every, every_kept, aggregation=config.loss.aggregation, max_tokens=config.max_new_tokens
+        )
+        counts = [int(count) for count in self._workers.gather([len(lengths)])]
+        start = sum(counts[: self._workers.rank])
+        return weights[start : start + len(lengths)]
+
+    def _update(self, rolled: Rolled, step: int) -> dict[str, float | None]:
+        config = self._config
+        parts, sums = [], torch.zeros(5, dtype=torch.float64)
+        starts = offsets([len(group.rollouts) for group in rolled.groups])
+        sizes = [group.group.n_tokens for group in rolled.groups]
+        for part in micro_batches(sizes, max_tokens=config.micro_batch_tokens, max_groups=config.micro_batch_size):
+            groups = [rolled.groups[i] for i in part]
+            rows = slice(starts[part.start], starts[part.stop])
+            packed = self._policy.pack([group.group for group in groups])
+            dropout = dropout_generator(config, self._seed, step, groups[0].prompt.id)
+            read = self._policy.logprobs(packed, temperature=config.temperature, generator=dropout)
+            device = read.logprobs.device
+            behaviour = torch.tensor([p for g in groups for one in g.rollouts for p in one.behaviour_logprobs])
+            # Also where it has no weight in the loss: a policy that drifts unmeasured is how collapses go unseen.
+            reference = self._policy.reference_logprobs(packed, temperature=config.temperature)
+            batch = PolicyBatch(
+                logps=read.logprobs,
+                behaviour_logps=behaviour.to(device),
+                ref_logps=reference,
+                sequence=packed.sequence.to(device),
+                advantages=rolled.advantages[rows].to(device),
+                weights=rolled.weights[rows].to(device),
+            )
+            out = policy_loss(config.loss, batch)
+            out.loss.backward()
+            parts.append(out)
+            first = self._policy.first_token_probability(read, packed, self._policy.lm.eos_ids)
+            logps = read.logprobs.detach()
+            sums += (
+                torch.stack(
+                    [
+                        read.entropies.sum(),
+                        k3(logps, reference).sum(),
+                        (logps - batch.behaviour_logps).abs().sum(),
+                        first.sum(),
+                        torch.tensor(float(packed.n_tokens), device=device),
+                    ]
+                )
+                .double()
+                .cpu()
+            )
+        n_tokens = sum(len(one.token_ids) for group in rolled.groups for one in group.rollouts)
+        n = sum(len(group.rollouts) for group in rolled.groups)
+        whole = total(parts) if parts else None
+        counted = [0.0, 0.0, 0.0] if whole is None else [float(whole.loss), float(whole.clipped), float(whole.tokens)]
+        entropy, divergence, gap, first_eos, tokens, loss, clipped, seen, all_tokens, all_n = self._workers.sum_of(
+            [*sums.tolist(), *counted, float(n_tokens), float(n)]
+        )
+        return {
+            "loss": loss,
+            "clip_fraction": clipped / seen if seen else None,
+            "entropy": entropy / all_tokens,
+            "kl": divergence / all_tokens,
+            "behaviour_gap": gap / all_tokens,
+            "eos_first": first_eos / all_n,
+            "tokens": tokens,
+        }
+
+    def measure(self, groups: Sequence[RolloutGroup], scored: Scored, rewards_P_G: Tensor) -> dict[str, float | None]:
+        """What a batch of rollouts looks like, over all workers."""
+        rollouts = [one for group in groups for one in group.rollouts]
+        lengths = self._workers.gather([float(one.n_tokens) for one in rollouts])
+        truncated = self._workers.gather([float(one.is_truncated) for one in rollouts])
+        rewards = torch.tensor(self._workers.gather(rewards_P_G.reshape(-1).tolist())).view(-1, self._config.group_size)
+        known = rewards[rewards.isfinite()]
+        spread = rewards.std(dim=1)
+        spread = spread[spread.isfinite()]
+        p10, p90 = (float(np.percentile(lengths, q)) for q in (10, 90))
+        return {
+            "reward": float(known.mean()) if len(known) else None,
+            "reward_std": float(spread.mean()) if len(spread) else None,
+            "zero_variance": zero_variance_share(rewards),
+            "length_mean": sum(lengths) / len(lengths),
+            "length_median": float(median(lengths)),
+            "length_p10": p10,
+            "length_p90": p90,
+            "empty_rate": sum(length == 0 for length in lengths) / len(lengths),
+            "truncated_rate": sum(truncated) / len(truncated),
+            **{f"reward/{name}": _mean(self._gathered(values)) for name, values in scored.by_name.items()},
+        }
+
+    def _gathered(self, values: Sequence[float | None]) -> list[float | None]:
+        everyone = self._workers.gather([math.nan if value is None else value for value in values])
+        return [None if math.isnan(value) else value for value in everyone]
+
+    def _evaluate_samples(self) -> dict[str, float | None]:
+        """One completion of each held-out prompt, drawn as in training, with the same draws at every evaluation."""
+        if not self._validation:
+            return {}
+        mine = [self._validation[row] for row in self._workers.share(range(len(self._validation)))]
+        config = self._config
+        groups = roll_out(
+            self._policy.trained,
+            mine,
+            group_size=1,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=self._seed,
+            step=-1,
+        )
+        rewards = [row[0] for row in score_rollouts(groups, self._rewards).total]
+        gold = [row[0] for row in score_rollouts(groups, [self._gold]).total] if self._gold is not None else []
+        rewards, gold = self._gathered(rewards), self._gathered(gold)
+        lengths = self._workers.gather([float(group.rollouts[0].n_tokens) for group in groups])
+        self.last_evaluation = {"reward": rewards, "gold": gold, "length": [*lengths]}
+        self.first_evaluation = self.first_evaluation or self.last_evaluation
+        return {
+            "reward": _mean(rewards),
+            "gold": _mean(gold),
+            "length_median": float(median(lengths)),
+            "empty_rate": sum(length == 0 for length in lengths) / len(lengths),
+            "kl": self._sample_kl(groups),
+        }
+
+    def _sample_kl(self, groups: Sequence[RolloutGroup]) -> float | None:
+        """Exact token KL on the policy's own samples, nats per token."""
+        divergence, tokens = 0.0, 0
+        sizes = [group.group.n_tokens for group in groups]
+        for part in micro_batches(sizes, max_tokens=self._config.micro_batch_tokens):
+            compared = self._policy.compare(self._policy.pack([groups[i].group for i in part]))
+            divergence += float(compared.kl.sum())
+            tokens += len(compared.kl)
+        divergence, all_tokens = self._workers.sum_of([divergence, float(tokens)])
+        return divergence / all_tokens if all_tokens else None
+
+    def _evaluate_pairs(self) -> dict[str, float | None]:
+        """Perplexity on held-out chosen answers: what the policy has forgotten."""
+        if not self._pairs:
+            return {}
+        mine = [self._pairs[row] for row in self._workers.share(range(len(self._pairs)))]
+        sums = torch.zeros(3, dtype=torch.float64)
+        groups = [pair.group._replace(completions=pair.group.completions[:1]) for pair in mine]
+        for part in micro_batches([group.n_tokens for group in groups], max_tokens=self._config.micro_batch_tokens):
+            compared = self._policy.compare(self._policy.pack([groups[i] for i in part]))
+            columns = (compared.logprobs, compared.reference, torch.ones_like(compared.kl))
+            sums += torch.stack([column.double().sum() for column in columns]).cpu()
+        self._workers.sum([sums])
+        logprob, reference, tokens = sums.tolist()
+        return {"perplexity": math.exp(-logprob / tokens), "perplexity_reference": math.exp(-reference / tokens)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None

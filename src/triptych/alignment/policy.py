@@ -1,0 +1,319 @@
+"""A causal language model in training: log-probabilities with gradients, the reference beside it, and its weights.
+
+The reference is the original base, always: the same model with the LoRA switched off, or for full fine-tuning a second
+copy of the base. Which path runs the model is decided once: fused where it can (`backends.fused`), else generic.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from triptych.alignment.adapters import LoraConfig, with_lora
+from triptych.alignment.backends.fused import FusedTrunk, supports
+from triptych.alignment.backends.generic import GenericTrunk
+from triptych.alignment.head import TokenComparison, TokenLogprobs, any_head, compare_heads, frozen_head
+from triptych.alignment.packing import Group, Packed, pack
+from triptych.errors import ConfigError, ModelError
+from triptych.models import LanguageModel
+
+# What architectures do to their logits, by the name in their configuration.
+_ADJUSTMENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
+    "logits_scaling": lambda logits, scale: logits / scale,
+    "logit_scale": lambda logits, scale: logits * scale,
+}
+
+
+class Trunk(NamedTuple):
+    """A model's body: from packed tokens to the states that its head reads."""
+
+    run: Callable[[Packed, bool, torch.Generator | None], Tensor]
+    """(packed, with LoRA, dropout masks) → states [T, H]."""
+    states: Callable[[Tensor], Tensor]
+    """What still has to be done to selected states: the final norm, where the body leaves it out."""
+    path: str
+    shares_prefix: bool
+
+
+class Policy:
+    """A language model with trainable weights.
+
+    Args:
+        lm: the base, frozen; its weights are changed by full fine-tuning alone.
+        lora: None trains all weights, which must be fp32.
+        seed: of the LoRA's first weights and of dropout.
+        checkpointing: keep only the layers' inputs and compute the rest again in the backward pass.
+        share_prefix: compute a prompt once for all its completions, where the model can.
+        path: `fused` or `generic`; None takes the fused path where the model has one.
+        load_reference: for full fine-tuning, loads another copy of the base.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        lora: LoraConfig | None,
+        seed: int,
+        checkpointing: bool = False,
+        share_prefix: bool = True,
+        path: str | None = None,
+        load_reference: Callable[[], LanguageModel] | None = None,
+    ) -> None:
+        self.lm = lm
+        self.seed = seed
+        self._load_reference = load_reference
+        self._reference: tuple[LanguageModel, Trunk] | None = None
+        base: Any = lm.base
+        if lora is None:
+            require_full_precision(lm)
+            base.requires_grad_(True)
+            self.model: nn.Module = base
+        else:
+            self.model = with_lora(base, lora, task="CAUSAL_LM", spec=lm.spec, seed=seed)
+        self.has_lora = lora is not None
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.trunk = make_trunk(
+            base,
+            self.model,
+            [*self.parameters],
+            lora=lora,
+            checkpointing=checkpointing,
+            share_prefix=share_prefix,
+            path=path,
+        )
+        self._head: Any = base.get_output_embeddings()
+
+    @property
+    def trained(self) -> LanguageModel:
+        """The model as it is now, for the decoding engine."""
+        from dataclasses import replace
+
+        return replace(self.lm, model=self.model)
+
+    def pack(self, groups: Sequence[Group]) -> Packed:
+        """Groups for one pass, sharing prompts where the model can."""
+        return pack(groups, share_prefix=self.trunk.shares_prefix)
+
+    def logprobs(
+        self, packed: Packed, *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> TokenLogprobs:
+        """Of the completion tokens, with gradients; `generator` draws dropout masks, None is evaluation."""
+        hidden = self.trunk.run(packed, True, generator)
+        return self._read(self._selected(hidden, packed, self.trunk), packed, temperature)
+
+    @torch.no_grad()
+    def reference_logprobs(self, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+        """Under the original base, [t]."""
+        lm, trunk = self._reference_model()
+        hidden = self._selected(trunk.run(packed, False, None), packed, trunk)
+        weight = _plain_head(lm.base, hidden.dtype)
+        targets = packed.targets.to(hidden.device)
+        if weight is not None and self.has_lora:
+            return frozen_head(hidden, weight, targets, temperature).logprobs
+        return any_head(hidden, _logits_of(lm.base), targets, temperature).logprobs
+
+    @torch.no_grad()
+    def compare(self, packed: Packed) -> TokenComparison:
+        """Policy and reference on the completion tokens, with the exact KL of each prediction."""
+        lm, trunk = self._reference_model()
+        mine = self._selected(self.trunk.run(packed, True, None), packed, self.trunk)
+        other = self._selected(trunk.run(packed, False, None), packed, trunk)
+        return compare_heads(mine, other, _logits_of(self.lm.base), _logits_of(lm.base), packed.targets.to(mine.device))
+
+    @torch.no_grad()
+    def first_token_probability(self, read: TokenLogprobs, packed: Packed, tokens: frozenset[int]) -> Tensor:
+        """The probability (at T = 1) that a completion begins with one of `tokens`, [N], from what was read already."""
+        starts = packed.lengths.cumsum(0) - packed.lengths
+        logits = _logits_of(self.lm.base)(read.states[starts.to(read.states.device)]).float()
+        return torch.softmax(logits, dim=-1)[:, sorted(tokens)].sum(-1)
+
+    def _selected(self, hidden: Tensor, packed: Packed, trunk: Trunk) -> Tensor:
+        states = trunk.states(hidden[packed.sources.to(hidden.device)])
+        # The head is as large as a third of the body: it computes in the dtype of the base.
+        return states.to(self.lm.dtype) if self.has_lora else states
+
+    def _read(self, states: Tensor, packed: Packed, temperature: float) -> TokenLogprobs:
+        targets = packed.targets.to(states.device)
+        weight = _plain_head(self.lm.base, states.dtype)
+        if weight is not None and self.has_lora:
+            return frozen_head(states, weight, targets, temperature)
+        return any_head(states, _logits_of(self.lm.base), targets, temperature)
+
+    def _reference_model(self) -> tuple[LanguageModel, Trunk]:
+        if self.has_lora:
+            return self.lm, self.trunk
+        if self._reference is None:
+            if self._load_reference is None:
+                raise ConfigError("full fine-tuning needs a second copy of the base as its reference")
+            lm = self._load_reference()
+            # By the same code, so that it starts from a divergence of exactly nothing.
+            trunk = make_trunk(
+                lm.base, lm.base, [], lora=None, share_prefix=self.trunk.shares_prefix, path=self.trunk.path
+            )
+            self._reference = lm, trunk
+        return self._reference
+
+
+def require_full_precision(lm: LanguageModel) -> None:
+    if lm.dtype != torch.float32:
+        raise ConfigError(
+            f"full fine-tuning of {lm.spec} in {lm.dtype}: its small steps would be rounded away; use float32"
+        )
+
+
+def make_trunk(
+    base: Any,
+    model: nn.Module,
+    trainable: Sequence[str],
+    *,
+    lora: LoraConfig | None,
+    checkpointing: bool = False,
+    share_prefix: bool = True,
+    path: str | None = None,
+) -> Trunk:
+    """The body of `base`, which lies inside `model`: by the fused path where that can train it, else generic.
+
+    Raises `ConfigError` for a path the model has not.
+    """
+    if path not in (None, "fused", "generic"):
+        raise ConfigError(f"training path '{path}' is unknown; choose fused or generic")
+    can_fuse = supports(base, trainable)
+    if path == "fused" and not can_fuse:
+        raise ConfigError("this model has no fused training path (Llama on CPU with LoRA has); choose generic")
+    body = base.base_model
+    if can_fuse and path != "generic":
+        fused = FusedTrunk(body, dropout=0.0 if lora is None else lora.dropout, checkpoint=checkpointing)
+
+        def run(packed: Packed, use_lora: bool, generator: torch.Generator | None) -> Tensor:
+            return fused.hidden(packed, use_lora=use_lora, generator=generator)
+
+        def normed(states: Tensor) -> Tensor:
+            normal: Tensor = F.rms_norm(states, states.shape[-1:], body.norm.weight.float(), base.config.rms_norm_eps)
+            return normal
+
+        return Trunk(run, normed, "fused", share_prefix)
+    return _generic_trunk(base, body, model, checkpointing, share_prefix)
+
+
+def _generic_trunk(base: Any, body: nn.Module, model: Any, checkpointing: bool, share_prefix: bool) -> Trunk:
+    dropouts = [module for name, module in body.named_modules() if ".lora_dropout." in name]
+    if checkpointing:
+        _recompute_layers(body, dropouts)
+    weight = next(base.parameters())
+    # fp32 weights that train on a GPU compute in bf16; a base in bf16 needs no autocast but for its fp32 LoRA.
+    compute = torch.bfloat16 if weight.dtype == torch.bfloat16 or weight.dtype == torch.int8 else None
+    shares = share_prefix and _takes_packed_masks(body, compute)
+    trunk = GenericTrunk(body, compute_dtype=compute, shares_prefix=shares)
+
+    def run(packed: Packed, use_lora: bool, generator: torch.Generator | None) -> Tensor:
+        off = model.disable_adapter() if not use_lora and hasattr(model, "disable_adapter") else nullcontext()
+        with off, _dropping(dropouts, generator is not None), _seeded(generator):
+            return trunk.hidden(packed)
+
+    return Trunk(run, lambda states: states, "generic", shares)
+
+
+@contextmanager
+def _dropping(dropouts: Sequence[nn.Module], is_on: bool) -> Iterator[None]:
+    """The LoRA's dropout on or off. The base's own stays off: it is compared with the reference."""
+    try:
+        for module in dropouts:
+            module.train(is_on)
+        yield
+    finally:
+        for module in dropouts:
+            module.eval()
+
+
+def _recompute_layers(body: nn.Module, dropouts: Sequence[nn.Module]) -> None:
+    """Layers keep their inputs alone, and the backward pass computes the rest again, dropping what was dropped before.
+
+    By hand: transformers does so in training mode alone, which turns on the base's own dropout.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*args, **options)
+            again = _dropping(dropouts, any(module.training for module in dropouts))
+            return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again), **options)
+
+        return run
+
+    layer: Any
+    for layer in body.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = recomputing(layer.forward)
+
+
+@contextmanager
+def _seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """PEFT's dropout draws from torch's global generator: it is set from ours, and put back."""
+    if generator is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # noqa: TID251 - put back at once
+        yield
+
+
+@torch.no_grad()
+def _takes_packed_masks(body: nn.Module, compute: torch.dtype | None) -> bool:
+    """Whether the body reads a packed row as it reads separate ones: tried on a few tokens, not guessed."""
+    group = Group((1, 2, 3), ((1, 4), (2, 3)))
+    try:
+        packed = pack([group])
+        shared = GenericTrunk(body, compute_dtype=compute, shares_prefix=True).hidden(packed)[packed.last]
+        apart = pack([group], share_prefix=False)
+        separate = GenericTrunk(body, compute_dtype=compute, shares_prefix=False).hidden(apart)[apart.last]
+    except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError):
+        return False
+    scale = float(separate.float().abs().max())
+    return bool((shared.float() - separate.float()).abs().max() <= 0.05 * scale)
+
+
+def _plain_head(base: Any, dtype: torch.dtype) -> Tensor | None:
+    """The matrix of a head that is one product and nothing else; None where it is more."""
+    head = base.get_output_embeddings()
+    config = base.config.get_text_config()
+    is_adjusted = any(getattr(config, name, None) not in (None, 1.0) for name in _ADJUSTMENTS)
+    if is_adjusted or getattr(head, "bias", None) is not None or type(head) is not nn.Linear:
+        return None
+    weight: Tensor = head.weight.detach()
+    return weight if weight.dtype == dtype else weight.to(dtype)
+
+
+def _logits_of(base: Any) -> Callable[[Tensor], Tensor]:
+    """States → logits as the model itself makes them."""
+    head, config = base.get_output_embeddings(), base.config.get_text_config()
+    found = [(adjust, value) for name, adjust in _ADJUSTMENTS.items() if (value := getattr(config, name, None))]
+
+    def logits(states: Tensor) -> Tensor:
+        out: Tensor = head(states.to(head.weight.dtype))
+        for adjust, value in found:
+            out = adjust(out, float(value))
+        return out
+
+    return logits
+
+
+@torch.no_grad()
+def require_known_head(base: Any, spec: str) -> None:
+    """Checks on a few tokens that body and head give the logits of the whole model.
+
+    Raises `ModelError` for an architecture that does more to its logits than this project knows.
+    """
+    ids = torch.tensor([[1, 2, 3]], device=base.device)
+    body = base.base_model
+    expected = base(input_ids=ids).logits.float()
+    found = _logits_of(base)(body(input_ids=ids).last_hidden_state).float()
+    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise ModelError(
+            f"model {spec} changes its logits in a way that is not known here; choose another architecture"
+        )
