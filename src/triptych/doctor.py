@@ -192,7 +192,9 @@ def _training_seconds(alignment: AlignmentConfig, allowed: float) -> float:
 def _scoring_seconds(decoding: DecodingConfig, completions: int, allowed: float) -> float | None:
     if decoding.reward_model is None:
         return None
-    tokens = completions * REWARD_TOKENS * REWARD_PARAMETERS / PARAMETERS
+    # What a study trains itself has the size of its model.
+    size = 1.0 if decoding.reward_model == "trained" else REWARD_PARAMETERS / PARAMETERS
+    tokens = completions * REWARD_TOKENS * size
     return round(tokens / (REWARD_SHARE * allowed), 1)
 
 

@@ -39,6 +39,9 @@ class StudyConfig(Config):
     def _something_to_do(self) -> "StudyConfig":
         if self.decoding is None and self.alignment is None:
             raise ValueError("neither decoding nor alignment is configured; there is nothing to do")
+        has_own = self.alignment is not None and self.alignment.reward is not None
+        if self.decoding is not None and self.decoding.reward_model == "trained" and not has_own:
+            raise ValueError("decoding.reward_model is 'trained' and alignment.reward is missing; configure it")
         return self
 
 

@@ -39,7 +39,7 @@ def test_json_is_what_people_read(quick: None, capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     said = json.loads(lines[-1])
     assert said["hub_reachable"] is False
-    assert [cost["recipe"] for cost in said["recipes"]] == ["paper", "smoke", "starter"]
+    assert [cost["recipe"] for cost in said["recipes"]] == ["grpo", "grpo_collapse", "paper", "smoke", "starter"]
     assert any(line.startswith("processor") for line in lines)
 
 
@@ -51,7 +51,8 @@ def test_costs_follow_the_plan_and_the_rate() -> None:
     completions = sum(map(len, plan_requests(config.decoding, config.decoding.limit)))
     assert slow.rows > completions  # beams and candidates are rows of their own
     assert slow.seconds - doctor.FIXED_SECONDS == pytest.approx(2 * (fast.seconds - doctor.FIXED_SECONDS), abs=0.2)
-    assert slow.scoring_seconds is None
+    assert slow.training_seconds is not None
+    assert recipe_cost("mine", load_recipe("grpo"), 1000.0).scoring_seconds is None
     assert recipe_cost("paper", load_recipe("paper"), 1000.0).scoring_seconds is not None
 
 

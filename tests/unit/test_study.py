@@ -8,7 +8,7 @@ from triptych.decoding.plan import DecodingConfig, compared_arms, expand, plan_r
 from triptych.errors import ConfigError, MissingInputError
 from triptych.study import RECIPES, StudyConfig, default_out, load_recipe, recipe_names, recipe_path
 
-NAMES = ["paper", "smoke", "starter"]
+NAMES = ["grpo", "grpo_collapse", "paper", "smoke", "starter"]
 
 
 def decoding_of(config: StudyConfig) -> DecodingConfig:
@@ -17,7 +17,7 @@ def decoding_of(config: StudyConfig) -> DecodingConfig:
 
 
 class TestRecipes:
-    def test_there_are_three(self) -> None:
+    def test_there_are_five(self) -> None:
         assert recipe_names() == NAMES
 
     @pytest.mark.parametrize("name", NAMES)
@@ -27,7 +27,7 @@ class TestRecipes:
         for heading in ("Reproduces", "Takes", "Expect"):
             assert any(line.startswith(f"# {heading}") for line in head), heading
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", ["paper", "smoke", "starter"])
     def test_each_has_the_arms_of_the_paper_s_figures(self, name: str) -> None:
         decoding = decoding_of(load_recipe(name))
         temperatures = {
@@ -60,6 +60,34 @@ class TestRecipes:
             ("top_k", 50, None, None),
             ("top_p", None, 0.9, None),
         }
+
+    def test_the_paper_s_alignment_settings_are_those_it_reports(self) -> None:
+        # Table 2 and the text of section 2; beta and what GRPO leaves open are ours.
+        alignment = load_recipe("paper").alignment
+        assert alignment is not None
+        dpo, grpo, reward = alignment.dpo, alignment.grpo, alignment.reward
+        assert dpo is not None
+        assert grpo is not None
+        assert reward is not None
+        assert (alignment.pairs, alignment.validation) == ("HuggingFaceH4/orca_dpo_pairs", pytest.approx(0.2))
+        assert dpo.lora is not None
+        assert (dpo.lora.rank, dpo.lora.alpha, dpo.lora.dropout) == (8, 16, 0.05)
+        assert (dpo.max_steps, dpo.batch_size, dpo.optimiser.learning_rate) == (500, 4, 2e-5)
+        assert grpo.lora is not None
+        assert (grpo.lora.rank, grpo.lora.alpha, grpo.lora.targets) == (16, 32, ("q_proj", "v_proj"))
+        assert (grpo.group_size, grpo.quantisation) == (4, "8bit")
+        assert reward.lora is not None
+        assert reward.lora.rank == 8
+
+    def test_collapse_and_cure_have_one_budget(self) -> None:
+        configs = [load_recipe(name).alignment for name in ("grpo", "grpo_collapse")]
+        budgets = [
+            (c.grpo.steps, c.grpo.prompts_per_step, c.grpo.group_size, c.grpo.max_new_tokens, c.grpo.optimiser)
+            for c in configs
+            if c is not None and c.grpo is not None
+        ]
+        assert len(budgets) == 2
+        assert budgets[0] == budgets[1]
 
     def test_only_the_paper_s_needs_a_hub(self) -> None:
         for name in ("starter", "smoke"):

@@ -32,7 +32,7 @@ class TrainingConfig(Config):
     optimiser: OptimiserConfig
     max_length: int = Field(default=1024, ge=2)
     """Tokens of a prompt with its longest answer; what is longer loses its end."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
+    micro_batch_tokens: int = Field(default=1024, ge=1)
     """Tokens of one forward and backward pass, which memory goes with; a step accumulates as many as it needs."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Prompts of one such pass at most; None: as many as fit."""

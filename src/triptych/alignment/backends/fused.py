@@ -351,13 +351,15 @@ def _read_layer(layer: Any) -> Layer:
 
 
 def _read_projection(owner: Any, *names: str) -> Projection:
+    bases: list[Any] = []
     weights: list[Tensor] = []
     loras: list[Lora] = []
     start = 0
     for name in names:
         module = getattr(owner, name)
         is_lora = hasattr(module, "lora_A")
-        weight = (module.get_base_layer() if is_lora else module).weight.detach()
+        bases.append(module.get_base_layer() if is_lora else module)
+        weight = bases[-1].weight.detach()
         stop = start + weight.shape[0]
         for adapter in module.active_adapters if is_lora else ():
             a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
@@ -365,4 +367,7 @@ def _read_projection(owner: Any, *names: str) -> Projection:
         weights.append(weight)
         start = stop
     merged = torch.cat(weights) if len(weights) > 1 else weights[0]
+    for module, rows in zip(bases, merged.split([len(weight) for weight in weights]), strict=True):
+        # The same numbers, once in memory: the modules become views of the merged product.
+        module.weight.data = rows
     return Projection(merged, packed_linear(merged), tuple(loras))
