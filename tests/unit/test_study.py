@@ -69,7 +69,8 @@ class TestRecipes:
         assert dpo is not None
         assert grpo is not None
         assert reward is not None
-        assert (alignment.pairs, alignment.validation) == ("HuggingFaceH4/orca_dpo_pairs", pytest.approx(0.2))
+        assert alignment.pairs == "HuggingFaceH4/orca_dpo_pairs"
+        assert alignment.validation == 0.2
         assert dpo.lora is not None
         assert (dpo.lora.rank, dpo.lora.alpha, dpo.lora.dropout) == (8, 16, 0.05)
         assert (dpo.max_steps, dpo.batch_size, dpo.optimiser.learning_rate) == (500, 4, 2e-5)

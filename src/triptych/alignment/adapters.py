@@ -47,7 +47,8 @@ def with_lora(model: nn.Module, config: LoraConfig, *, task: TaskType, spec: str
     import peft
 
     targets = list(config.targets) if isinstance(config.targets, tuple) else config.targets
-    with quiet_transformers():
+    # PEFT draws first weights from torch's global generator, which is put back; they are drawn again below.
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         try:
             settings = peft.LoraConfig(
                 r=config.rank,
