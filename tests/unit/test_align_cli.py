@@ -181,3 +181,15 @@ def test_a_finished_run_is_not_repeated_and_another_recipe_refused(
     assert code == 2
     assert "another configuration" in said
     assert adapter.stat().st_mtime_ns == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_base_in_8_bit(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("bitsandbytes")
+    pairs = write(tmp_path / "pairs.jsonl", good(9))
+    arguments = ("dpo", "--model", model, "--pairs", pairs, "--max-steps", "1", "--set", "quantisation=8bit")
+    assert align(capsys, *arguments, "--out", str(tmp_path / "dpo"))[0] == 0
+    small = ("--steps", "1", "--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "4")
+    rewarded = ("grpo", "--model", model, "--prompts", "starter", "--reward", "concise", *small)
+    fewer = ("--set", "quantisation=8bit", "--set", "eval_prompts=2", "--out", str(tmp_path / "grpo"))
+    assert align(capsys, *rewarded, *fewer)[0] == 0

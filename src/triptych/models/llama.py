@@ -19,6 +19,8 @@ def is_plain_llama(config: Any) -> bool:
     """Whether a configuration is of the family that the fused paths know: no biases, SiLU, fixed rotary frequencies."""
     return (
         config.model_type == "llama"
+        # Weights in 8 bit are not what these paths multiply with.
+        and getattr(config, "quantization_config", None) is None
         and config.hidden_act == "silu"
         and not config.attention_bias
         and not config.mlp_bias
