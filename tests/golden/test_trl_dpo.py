@@ -5,7 +5,6 @@ Llama with padded rows, once for the policy and once for the reference, where th
 its answers. fp32 on CPU, no dropout. The real model sees real Orca pairs from beside the repository, where they are there.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -375,7 +374,6 @@ def test_the_first_step_of_the_real_model_is_trls(
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.skipif("TRIPTYCH_GOLDEN_FULL" not in os.environ, reason="minutes of TRL: set TRIPTYCH_GOLDEN_FULL")
 def test_twenty_steps_of_the_real_model_are_trls(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -4,6 +4,7 @@ The reference is the original base, always: the same model with the LoRA switche
 copy of the base. Which path runs the model is decided once: fused where it can (`backends.fused`), else generic.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from triptych.alignment.head import TokenComparison, TokenLogprobs, any_head, co
 from triptych.alignment.packing import Group, Packed, pack
 from triptych.errors import ConfigError, ModelError
 from triptych.models import LanguageModel
+from triptych.models.hub import first_line
+
+logger = logging.getLogger(__name__)
 
 # What architectures do to their logits, by the name in their configuration.
 _ADJUSTMENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -69,6 +73,7 @@ class Policy:
         self._load_reference = load_reference
         self._reference: tuple[LanguageModel, Trunk] | None = None
         base: Any = lm.base
+        require_known_head(base, lm.spec)
         if lora is None:
             require_full_precision(lm)
             base.requires_grad_(True)
@@ -86,7 +91,6 @@ class Policy:
             share_prefix=share_prefix,
             path=path,
         )
-        self._head: Any = base.get_output_embeddings()
 
     @property
     def trained(self) -> LanguageModel:
@@ -267,15 +271,20 @@ def _seeded(generator: torch.Generator | None) -> Iterator[None]:
 def _takes_packed_masks(body: nn.Module, compute: torch.dtype | None) -> bool:
     """Whether the body reads a packed row as it reads separate ones: tried on a few tokens, not guessed."""
     group = Group((1, 2, 3), ((1, 4), (2, 3)))
+    packed, apart = pack([group]), pack([group], share_prefix=False)
+    # Outside the attempt: a model that cannot read plain rows either is broken, and its own error says how.
+    separate = GenericTrunk(body, compute_dtype=compute, shares_prefix=False).hidden(apart)[apart.last].float()
     try:
-        packed = pack([group])
-        shared = GenericTrunk(body, compute_dtype=compute, shares_prefix=True).hidden(packed)[packed.last]
-        apart = pack([group], share_prefix=False)
-        separate = GenericTrunk(body, compute_dtype=compute, shares_prefix=False).hidden(apart)[apart.last]
-    except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError):
+        shared = GenericTrunk(body, compute_dtype=compute, shares_prefix=True).hidden(packed)[packed.last].float()
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError) as error:
+        logger.info("prompts are not shared: %s takes no mask of its own (%s)", type(body).__name__, first_line(error))
         return False
-    scale = float(separate.float().abs().max())
-    return bool((shared.float() - separate.float()).abs().max() <= 0.05 * scale)
+    is_same = bool((shared - separate).abs().max() <= 0.05 * separate.abs().max())
+    if not is_same:
+        logger.info("prompts are not shared: %s reads a packed row differently", type(body).__name__)
+    return is_same
 
 
 def _plain_head(base: Any, dtype: torch.dtype) -> Tensor | None:
