@@ -127,7 +127,8 @@ def run_study(
 
 def _run_panels(config: StudyConfig, run: Journal, workers: Workers, *, show_progress: bool) -> StudyResult:
     # Models and plots take seconds to import: a mistake in a configuration should be told at once.
-    from triptych.alignment.study import Panel, train_policies, train_reward
+    from triptych.alignment.setup import Panel
+    from triptych.alignment.study import train_policies, train_reward
     from triptych.models import LanguageModel, load_language_model
     from triptych.reports import build_report
     from triptych.reports.page import PAGE

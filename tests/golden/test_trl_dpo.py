@@ -5,7 +5,7 @@ Llama with padded rows, once for the policy and once for the reference, where th
 its answers. fp32 on CPU, no dropout. The real model sees real Orca pairs from beside the repository, where they are there.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,22 +51,9 @@ TINY_PAIRS = [
 
 
 @pytest.fixture(autouse=True)
-def _no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    # TRL reports each trainer to the hub but for where it takes itself to be in continuous integration.
-    monkeypatch.setenv("CI", "1")
-
-
-@pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """References of pairs are computed here, whatever an earlier run has kept."""
     monkeypatch.setattr("triptych.alignment.dpo.cache_root", lambda: tmp_path / "cache")
-
-
-@pytest.fixture(autouse=True)
-def _same_draws_after() -> Iterator[None]:
-    """TRL sets torch's global generator; nobody else's draws may move by that."""
-    with torch.random.fork_rng(devices=[]):
-        yield
 
 
 class Case(NamedTuple):

@@ -7,7 +7,7 @@ clipped. fp32 on CPU, no dropout; temperature 0.7, because logits must be divide
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,19 +52,6 @@ REWARDS: list[list[float | None]] = [
     [0.0, 0.0, 1.0, 1.0],
 ]
 G = 4
-
-
-@pytest.fixture(autouse=True)
-def _no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    # TRL reports each trainer to the hub but for where it takes itself to be in continuous integration.
-    monkeypatch.setenv("CI", "1")
-
-
-@pytest.fixture(autouse=True)
-def _same_draws_after() -> Iterator[None]:
-    """TRL sets torch's global generator; nobody else's draws may move by that."""
-    with torch.random.fork_rng(devices=[]):
-        yield
 
 
 class Rollouts(NamedTuple):

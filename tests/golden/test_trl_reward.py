@@ -5,7 +5,7 @@ knows where each ends. The same head, the same LoRA, fp32 on CPU, no dropout.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,19 +46,6 @@ TINY_PAIRS = [
         ]
     )
 ]
-
-
-@pytest.fixture(autouse=True)
-def _no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    # TRL reports each trainer to the hub but for where it takes itself to be in continuous integration.
-    monkeypatch.setenv("CI", "1")
-
-
-@pytest.fixture(autouse=True)
-def _same_draws_after() -> Iterator[None]:
-    """TRL sets torch's global generator; nobody else's draws may move by that."""
-    with torch.random.fork_rng(devices=[]):
-        yield
 
 
 class Case(NamedTuple):

@@ -208,6 +208,6 @@ class TestGrpo:
         tasks = []
         for prompts in (PROMPTS, PROMPTS[::-1]):
             task = grpo_task(policy, prompts)
-            task._rewards = [even]
+            task.rewards = [even]
             tasks.append(step(task, policy.parameters))
         require_same(tasks[1], tasks[0], but=["reward/even"])

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from triptych.alignment import checkpoints
 from triptych.alignment.optimisation import Optimiser
 from triptych.alignment.plan import AlignmentConfig
-from triptych.alignment.study import Panel, train_policies, train_reward
+from triptych.alignment.setup import Panel
+from triptych.alignment.study import train_policies, train_reward
 from triptych.errors import ConfigError, OutputError
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.tiny import save_tiny

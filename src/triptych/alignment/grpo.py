@@ -25,7 +25,8 @@ from triptych.alignment.policy_losses import Grpo, PolicyBatch, PolicyLoss, k3, 
 from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.rollouts import RolloutGroup, Scored, roll_out, score_rollouts
 from triptych.alignment.state import Warned
-from triptych.alignment.watch import CollapseWatch, StepHealth, WatchConfig
+from triptych.alignment.watch import CollapseWatch
+from triptych.alignment.watch_rules import StepHealth, WatchConfig
 from triptych.records import Prompt
 from triptych.seeding import generator
 from triptych.workers import Workers
@@ -91,9 +92,9 @@ class GrpoTask:
         *,
         seed: int,
     ) -> None:
-        self._policy, self._config, self._workers, self._seed = policy, config, workers, seed
+        self.policy, self._config, self._workers, self._seed = policy, config, workers, seed
         self._train, self._validation, self._pairs = train, validation[: config.eval_prompts], held_out_pairs
-        self._rewards, self._gold = rewards, gold
+        self.rewards, self._gold = rewards, gold
         self._watch = CollapseWatch(config.watch)
         self._rolled: Rolled | None = None
         self.total_steps = config.steps
@@ -137,7 +138,7 @@ class GrpoTask:
         config = self._config
         chosen = [self._train[row] for row in self._workers.share(self.prompt_rows(step // config.iterations))]
         groups = self._write(chosen, step)
-        scored = score_rollouts(groups, self._rewards)
+        scored = score_rollouts(groups, self.rewards)
         rewards_P_G = torch.tensor([[math.nan if r is None else r for r in row] for row in scored.total])
         rewards_P_G = rewards_P_G.view(-1, config.group_size)
         rollouts = [one for group in groups for one in group.rollouts]
@@ -164,7 +165,7 @@ class GrpoTask:
     def _write(self, prompts: Sequence[Prompt], step: int) -> list[RolloutGroup]:
         config = self._config
         return roll_out(
-            self._policy.trained,
+            self.policy.trained,
             prompts,
             group_size=config.group_size,
             max_new_tokens=config.max_new_tokens,
@@ -193,13 +194,13 @@ class GrpoTask:
         for part in micro_batches(sizes, max_tokens=config.micro_batch_tokens, max_groups=config.micro_batch_size):
             groups = [rolled.groups[i] for i in part]
             rows = slice(starts[part.start], starts[part.stop])
-            packed = self._policy.pack([group.group for group in groups])
+            packed = self.policy.pack([group.group for group in groups])
             dropout = dropout_generator(config, self._seed, step, groups[0].prompt.id)
-            read = self._policy.logprobs(packed, temperature=config.temperature, generator=dropout)
+            read = self.policy.logprobs(packed, temperature=config.temperature, generator=dropout)
             device = read.logprobs.device
             behaviour = torch.tensor([p for g in groups for one in g.rollouts for p in one.behaviour_logprobs])
             # Also where it has no weight in the loss: a policy that drifts unmeasured is how collapses go unseen.
-            reference = self._policy.reference_logprobs(packed, temperature=config.temperature)
+            reference = self.policy.reference_logprobs(packed, temperature=config.temperature)
             batch = PolicyBatch(
                 logps=read.logprobs,
                 behaviour_logps=behaviour.to(device),
@@ -211,7 +212,7 @@ class GrpoTask:
             out = policy_loss(config.loss, batch)
             out.loss.backward()
             parts.append(out)
-            first = self._policy.first_token_probability(read, packed, self._policy.lm.eos_ids)
+            first = self.policy.first_token_probability(read, packed, self.policy.lm.eos_ids)
             logps = read.logprobs.detach()
             sums += (
                 torch.stack(
@@ -277,7 +278,7 @@ class GrpoTask:
         mine = [self._validation[row] for row in self._workers.share(range(len(self._validation)))]
         config = self._config
         groups = roll_out(
-            self._policy.trained,
+            self.policy.trained,
             mine,
             group_size=1,
             max_new_tokens=config.max_new_tokens,
@@ -285,7 +286,7 @@ class GrpoTask:
             seed=self._seed,
             step=-1,
         )
-        rewards = [row[0] for row in score_rollouts(groups, self._rewards).total]
+        rewards = [row[0] for row in score_rollouts(groups, self.rewards).total]
         gold = [row[0] for row in score_rollouts(groups, [self._gold]).total] if self._gold is not None else []
         rewards, gold = self._gathered(rewards), self._gathered(gold)
         lengths = self._workers.gather([float(group.rollouts[0].n_tokens) for group in groups])
@@ -304,7 +305,7 @@ class GrpoTask:
         divergence, tokens = 0.0, 0
         sizes = [group.group.n_tokens for group in groups]
         for part in micro_batches(sizes, max_tokens=self._config.micro_batch_tokens):
-            compared = self._policy.compare(self._policy.pack([groups[i].group for i in part]))
+            compared = self.policy.compare(self.policy.pack([groups[i].group for i in part]))
             divergence += float(compared.kl.sum())
             tokens += len(compared.kl)
         divergence, all_tokens = self._workers.sum_of([divergence, float(tokens)])
@@ -318,7 +319,7 @@ class GrpoTask:
         sums = torch.zeros(3, dtype=torch.float64)
         groups = [pair.group._replace(completions=pair.group.completions[:1]) for pair in mine]
         for part in micro_batches([group.n_tokens for group in groups], max_tokens=self._config.micro_batch_tokens):
-            compared = self._policy.compare(self._policy.pack([groups[i] for i in part]))
+            compared = self.policy.compare(self.policy.pack([groups[i] for i in part]))
             columns = (compared.logprobs, compared.reference, torch.ones_like(compared.kl))
             sums += torch.stack([column.double().sum() for column in columns]).cpu()
         self._workers.sum([sums])

@@ -8,10 +8,11 @@ Not here: turning a pair into what a model reads, and whether the pairs are fit 
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import chain, takewhile, zip_longest
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from triptych.data.rows import checked_text, dealt, keys_of, require_unique_ids, row_id
 from triptych.data.tables import Row, read_file, read_table
 from triptych.errors import ConfigError, DataError, suggestion
 from triptych.records import Record
@@ -75,7 +76,8 @@ def load_pairs(
     if shuffle:
         pairs = [pairs[index] for index in generator(seed, "pairs").permutation(len(pairs))]
     if is_starter:
-        pairs = dealt_by_category([_as_question(pair) for pair in pairs])
+        # The category is what an id begins with: `factual-003` is factual.
+        pairs = dealt([_as_question(pair) for pair in pairs], lambda pair: pair.id.partition("-")[0])
     return pairs[:limit]
 
 
@@ -92,7 +94,7 @@ def parse_pairs(rows: Sequence[Row], source: str, *, on_bad: str = "error") -> l
     if on_bad not in get_args(OnBad):
         raise ConfigError(f"on_bad = '{on_bad}' is unknown{suggestion(on_bad, get_args(OnBad))}")
     pairs = [_pair(row, f"{source}, {row.place}", number) for number, row in enumerate(rows, start=1)]
-    _require_unique_ids(rows, pairs, source)
+    require_unique_ids(rows, [pair.id for pair in pairs], source)
     bad = [(row.place, what) for row, pair in zip(rows, pairs, strict=True) if (what := defect(pair)) is not None]
     if not bad:
         return pairs
@@ -111,18 +113,6 @@ def defect(pair: PreferencePair) -> str | None:
     if blank:
         return f"'{blank[0]}' is blank"
     return "'chosen' and 'rejected' are the same" if pair.chosen.strip() == pair.rejected.strip() else None
-
-
-def dealt_by_category(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """One pair of each category in turn, each category in its own order; what is left of longer ones follows.
-
-    The category is what an id begins with: `factual-003` is factual.
-    """
-    by_category: dict[str, list[PreferencePair]] = {}
-    for pair in pairs:
-        by_category.setdefault(pair.id.partition("-")[0], []).append(pair)
-    turns = zip_longest(*by_category.values())
-    return [pair for pair in chain.from_iterable(turns) if pair is not None]
 
 
 def prompt_key(pair: PreferencePair) -> str:
@@ -195,13 +185,13 @@ def _pair(row: Row, where: str, number: int) -> PreferencePair:
     fields = row.fields
     for key in ("chosen", "rejected"):
         if key not in fields:
-            raise DataError(f"{where}: no '{key}' (its keys: {_keys(fields)}); name the column so")
+            raise DataError(f"{where}: no '{key}' (its keys: {keys_of(fields)}); name the column so")
     given = _given(fields, where)
     answers = _answers(fields, where, has_question=given.column is not None)
     messages = _conversation(given, answers.shared, where)
     is_finished = given.is_finished and answers.shared is None
     return PreferencePair(
-        id=_id(fields.get("id"), where) or f"row-{number:06d}",
+        id=row_id(row, where, number),
         prompt=as_text(messages),
         chosen=answers.chosen,
         rejected=answers.rejected,
@@ -300,7 +290,7 @@ def _no_question(fields: Mapping[str, Any]) -> str:
     if named:
         return f"'{named[0]}' is blank; fill it in or remove the row"
     names = ", ".join(f"'{key}'" for key in _QUESTIONS)
-    return f"none of {names} (its keys: {_keys(fields)}); name the column so"
+    return f"none of {names} (its keys: {keys_of(fields)}); name the column so"
 
 
 def _messages(turns: Sequence[Any], key: str, where: str) -> list[Message]:
@@ -311,42 +301,11 @@ def _message(turn: Any, what: str, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise DataError(f"{where}: {what} is a {type(turn).__name__}, not an object with 'role' and 'content'")
     if not {"role", "content"} <= set(turn):
-        raise DataError(f"{where}: {what} lacks 'role' or 'content' (its keys: {_keys(turn)}); name them so")
-    role, content = (_checked_text(turn[part], f"'{part}' of {what}", where) for part in ("role", "content"))
+        raise DataError(f"{where}: {what} lacks 'role' or 'content' (its keys: {keys_of(turn)}); name them so")
+    role, content = (checked_text(turn[part], f"'{part}' of {what}", where) for part in ("role", "content"))
     return Message(role=role, content=content)
-
-
-def _keys(fields: Mapping[str, Any]) -> str:
-    return ", ".join(str(key) for key in fields) or "none"
 
 
 def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
     """The text of a column; an empty one where the row has none."""
-    return _checked_text(fields.get(key), f"'{key}'", where)
-
-
-def _checked_text(value: Any, what: str, where: str) -> str:
-    """A text as it stands; None, which formats without empty texts put for these, is the empty text."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {what} is a {type(value).__name__}, not a text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {what} holds half a character (a lone surrogate); write it out whole") from error
-    return value
-
-
-def _id(value: Any, where: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _checked_text(value, "'id'", where).strip()
-
-
-def _require_unique_ids(rows: Sequence[Row], pairs: Sequence[PreferencePair], source: str) -> None:
-    place_of: dict[str, str] = {}
-    for row, pair in zip(rows, pairs, strict=True):
-        if pair.id in place_of:
-            raise DataError(f"{source}, {row.place}: id '{pair.id}' is already that of {place_of[pair.id]}")
-        place_of[pair.id] = row.place
+    return checked_text(fields.get(key), f"'{key}'", where)

@@ -8,10 +8,10 @@ Not here: turning a prompt into what a model reads (`templates`), preference pai
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from triptych.data.rows import checked_text, dealt, keys_of, require_unique_ids, row_id
 from triptych.data.tables import Row, read_file, read_table
 from triptych.errors import ConfigError, DataError
 from triptych.records import Prompt
@@ -40,42 +40,30 @@ def load_prompts(source: str | Path, *, limit: int | None = None, seed: int = 0,
     if shuffle:
         prompts = [prompts[index] for index in generator(seed, "prompts").permutation(len(prompts))]
     if is_starter:
-        prompts = dealt_by_category(prompts)
+        prompts = dealt(prompts, lambda prompt: prompt.category)
     return prompts[:limit]
 
 
 def parse_prompts(rows: Sequence[Row], source: str) -> list[Prompt]:
     """The prompts in the rows of a table; `DataError` for the first row that is none, or for an id given twice."""
     prompts = [_prompt(row, f"{source}, {row.place}", number) for number, row in enumerate(rows, start=1)]
-    place_of: dict[str, str] = {}
-    for row, prompt in zip(rows, prompts, strict=True):
-        if prompt.id in place_of:
-            raise DataError(f"{source}, {row.place}: id '{prompt.id}' is already that of {place_of[prompt.id]}")
-        place_of[prompt.id] = row.place
+    require_unique_ids(rows, [prompt.id for prompt in prompts], source)
     return prompts
-
-
-def dealt_by_category(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """One prompt of each category in turn, each category in its own order; what is left of longer ones follows."""
-    by_category: dict[str | None, list[Prompt]] = {}
-    for prompt in prompts:
-        by_category.setdefault(prompt.category, []).append(prompt)
-    turns = zip_longest(*by_category.values())
-    return [prompt for prompt in chain.from_iterable(turns) if prompt is not None]
 
 
 def _prompt(row: Row, where: str, number: int) -> Prompt:
     fields = row.fields
     named = {key: text for key in ("instruction", "prompt") if (text := _text(fields, key, where)) is not None}
     if not named:
-        keys = ", ".join(str(key) for key in fields) or "none"
-        raise DataError(f"{where}: neither 'instruction' nor 'prompt' (its keys: {keys}); name the column so")
+        raise DataError(
+            f"{where}: neither 'instruction' nor 'prompt' (its keys: {keys_of(fields)}); name the column so"
+        )
     filled = {key: text for key, text in named.items() if text.strip()}
     if not filled:
         raise DataError(f"{where}: '{next(iter(named))}' is blank; fill it in or remove the row")
     category = fields.get("category")
     return Prompt(
-        id=_id(fields.get("id"), where) or f"row-{number:06d}",
+        id=row_id(row, where, number),
         # What is not split into instruction and input is all instruction.
         instruction=filled.get("instruction") or filled["prompt"],
         input=_text(fields, "input", where) or "",
@@ -89,23 +77,7 @@ def _prompt(row: Row, where: str, number: int) -> Prompt:
 
 def _text(fields: Mapping[str, Any], key: str, where: str) -> str | None:
     value = fields.get(key)
-    return None if value is None else _checked_text(value, f"'{key}'", where)
-
-
-def _checked_text(value: Any, what: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {what} is a {type(value).__name__}, not a text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {what} holds half a character (a lone surrogate); write it out whole") from error
-    return value
-
-
-def _id(value: Any, where: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return "" if value is None else _checked_text(value, "'id'", where).strip()
+    return None if value is None else checked_text(value, f"'{key}'", where)
 
 
 def _answers(value: Any, where: str) -> tuple[str, ...]:
@@ -115,7 +87,7 @@ def _answers(value: Any, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     items = value if isinstance(value, list | tuple) else [value]
-    return tuple(_checked_text(item, "an item of 'answers'", where) for item in items)
+    return tuple(checked_text(item, "an item of 'answers'", where) for item in items)
 
 
 def _checks(value: Any, where: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from triptych.alignment.plan import AlignmentConfig
-from triptych.alignment.study import Panel, train_policies, train_reward
+from triptych.alignment.setup import Panel
+from triptych.alignment.study import train_policies, train_reward
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.tiny import save_tiny, tiny_llama
 from triptych.runs import RunDirectory, read_metrics

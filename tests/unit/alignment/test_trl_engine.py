@@ -14,14 +14,8 @@ from triptych.alignment.dpo import DpoConfig, PairOrder
 from triptych.alignment.grpo import GrpoConfig
 from triptych.alignment.losses import Dpo, dpo
 from triptych.alignment.reward_model import RewardConfig
-from triptych.alignment.trl_engine import (
-    EpochOrder,
-    PassSizes,
-    dpo_settings,
-    grpo_settings,
-    pass_sizes,
-    reward_settings,
-)
+from triptych.alignment.trl_engine import EpochOrder
+from triptych.alignment.trl_settings import PassSizes, dpo_settings, grpo_settings, pass_sizes, reward_settings
 from triptych.cli import run
 from triptych.config import parse_config
 from triptych.errors import ConfigError

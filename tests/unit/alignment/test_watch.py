@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from triptych.alignment.watch import (
+from triptych.alignment.watch import CollapseWatch
+from triptych.alignment.watch_rules import (
     Alarm,
-    CollapseWatch,
     Falling,
     Lasting,
     Level,

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from triptych.data import Message, PreferencePair, load_pairs, pairs, split_pairs
-from triptych.data.pairs import as_text, dealt_by_category, parse_pairs, prompt_key
+from triptych.data.pairs import as_text, parse_pairs, prompt_key
 from triptych.data.tables import Row
 from triptych.errors import ConfigError, DataError, MissingInputError
 
@@ -359,12 +359,6 @@ def test_shuffling_follows_the_seed_alone(tmp_path: Path) -> None:
     assert len({tuple(pair.id for pair in order) for order in (plain, first, other)}) == 3
     # The same pairs, each under the id of its own row.
     assert sorted(first, key=lambda pair: pair.id) == plain
-
-
-def test_dealing_takes_turns() -> None:
-    ids = ["other-1", "other-2", "other-3", "factual-1", "explanation-1", "factual-2"]
-    dealt = dealt_by_category([pair.model_copy(update={"id": id_}) for pair, id_ in zip(made(ids), ids, strict=True)])
-    assert [pair.id for pair in dealt] == ["other-1", "factual-1", "explanation-1", "other-2", "factual-2", "other-3"]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from triptych.data import load_prompts
-from triptych.data.prompts import dealt_by_category, parse_prompts
+from triptych.data.prompts import parse_prompts
 from triptych.data.tables import Row
 from triptych.errors import ConfigError, DataError, MissingInputError
 from triptych.records import Prompt
@@ -172,14 +172,6 @@ def test_shuffling_follows_the_seed_alone(tmp_path: Path) -> None:
 def test_a_shuffled_limit_is_a_sample_not_the_beginning(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", *numbered(100))
     assert load_prompts(path, shuffle=True, limit=10) != load_prompts(path, limit=10)
-
-
-def test_dealing_takes_turns() -> None:
-    prompts = [
-        Prompt(id=name, instruction="q", category=category)
-        for name, category in [("a", "other"), ("b", "other"), ("c", "other"), ("d", "factual"), ("e", None)]
-    ]
-    assert [prompt.id for prompt in dealt_by_category(prompts)] == ["a", "d", "e", "b", "c"]
 
 
 def test_real_alpaca_rows() -> None:
