@@ -34,6 +34,7 @@ def clustered_bootstrap(
     seed: int,
     n_resamples: int = 2000,
     level: float = 0.95,
+    is_share: bool = False,
 ) -> Estimate:
     """The mean of the values, with an interval that knows they come in clusters (prompts).
 
@@ -43,9 +44,9 @@ def clustered_bootstrap(
     S_k sum and m_k number of the scored values of cluster k, K clusters. Unit: that of the values. `clusters[i]` says
     which prompt value i belongs to. Which interval is used stands in `method`:
 
-    * 0/1 values, a proportion: Wilson's score interval on the effective sample size p(1 - p) / se², times
-      (z / t(K - 1))²; where all values are equal the effective size is the number of clusters. It stays within [0, 1]
-      and is never of width 0.
+    * shares (`is_share`) that are all 0 or 1, a proportion: Wilson's score interval on the effective sample size
+      p(1 - p) / se², times (z / t(K - 1))²; where all values are equal the effective size is the number of clusters. It
+      stays within [0, 1] and is never of width 0. Other shares take one of the intervals below, cut to [0, 1].
     * fewer than 8 clusters, or so few that differ that a quantile is infinite: r ± t(K - 1) · se.
     * otherwise the bootstrap-t.
     * one cluster, or all clusters alike: no interval, and `method` says so.
@@ -59,7 +60,13 @@ def clustered_bootstrap(
     clusters); Korn and Graubard 1998 (effective sample size). Departure: Wilson's interval where Korn and Graubard put
     Clopper and Pearson's, which over-covers.
     """
-    return _estimate(_cluster_sums(values, clusters), seed, n_resamples, level, may_be_proportion=True)
+    sums = _cluster_sums(values, clusters)
+    if is_share and not sums.is_within_unit:
+        raise ValueError("shares must lie in 0 … 1")
+    estimate = _estimate(sums, seed, n_resamples, level, is_proportion=is_share and sums.is_binary)
+    if not is_share or estimate.low is None or estimate.high is None:
+        return estimate
+    return estimate.model_copy(update={"low": max(0.0, estimate.low), "high": min(1.0, estimate.high)})
 
 
 def paired_difference(
@@ -78,7 +85,7 @@ def paired_difference(
     if len(a) != len(b):
         raise ValueError(f"a and b must pair up: {len(a)} values against {len(b)}")
     sums = _cluster_sums(_as_array(a) - _as_array(b), clusters)
-    estimate = _estimate(sums, seed, n_resamples, level, may_be_proportion=False)
+    estimate = _estimate(sums, seed, n_resamples, level, is_proportion=False)
     return estimate.model_copy(update={"method": f"paired difference, {estimate.method}"})
 
 
@@ -165,6 +172,8 @@ class _ClusterSums(NamedTuple):
     n_unscored: int
     is_binary: bool
     """Every scored value is 0 or 1."""
+    is_within_unit: bool
+    """Every scored value lies in 0 … 1."""
 
     @property
     def ratio(self) -> float:
@@ -186,15 +195,13 @@ class _Interval(NamedTuple):
     method: str
 
 
-def _estimate(
-    clusters: _ClusterSums, seed: int, n_resamples: int, level: float, *, may_be_proportion: bool
-) -> Estimate:
+def _estimate(clusters: _ClusterSums, seed: int, n_resamples: int, level: float, *, is_proportion: bool) -> Estimate:
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     scored = len(clusters.sums) > 0
-    low, high, method = _interval(clusters, seed, n_resamples, level, clusters.is_binary and may_be_proportion)
+    low, high, method = _interval(clusters, seed, n_resamples, level, is_proportion)
     return Estimate(
         mean=clusters.ratio if scored else None,
         low=low,
@@ -326,4 +333,5 @@ def _cluster_sums(values: Sequence[float | None] | FloatArray, clusters: Sequenc
         counts=np.bincount(index, minlength=len(number_of)).astype(np.float64),
         n_unscored=int(np.count_nonzero(~scored)),
         is_binary=bool(np.isin(kept, (0.0, 1.0)).all()),
+        is_within_unit=bool(((kept >= 0.0) & (kept <= 1.0)).all()),
     )

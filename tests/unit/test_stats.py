@@ -72,29 +72,47 @@ class TestFewPrompts:
 
 
 class TestProportions:
+    def test_is_what_they_are_called_not_what_they_look_like(self) -> None:
+        # Lengths that happen to be all 0 are no proportion.
+        assert clustered_bootstrap([0] * 20, range(20), seed=0).method == "no interval: all prompts alike"
+        assert "Wilson" not in clustered_bootstrap([0, 1] * 10, range(20), seed=0).method
+
+    def test_other_shares_stay_within_0_and_1(self) -> None:
+        shares = [1.0, 0.9, 1.0, 0.2, 1.0]
+        assert bounds(clustered_bootstrap(shares, range(5), seed=0))[1] > 1.0
+        assert bounds(clustered_bootstrap(shares, range(5), seed=0, is_share=True))[1] == 1.0
+
+    def test_no_share_lies_outside(self) -> None:
+        with pytest.raises(ValueError, match="0 … 1"):
+            clustered_bootstrap([0.5, 1.5], range(2), seed=0, is_share=True)
+
     def test_all_zero_by_hand(self) -> None:
         # p = 0: Wilson's upper end is z² / (n + z²) with n = 40·(z/t)², that is
         # t² / (40 + t²); t(0.975; 39) = 2.022691: 4.091279 / 44.091279.
-        estimate = clustered_bootstrap([0] * 80, [i % 40 for i in range(80)], seed=0)
+        estimate = clustered_bootstrap([0] * 80, [i % 40 for i in range(80)], seed=0, is_share=True)
         assert bounds(estimate) == pytest.approx((0.0, 4.091279 / 44.091279), rel=1e-6)
         assert estimate.method == "95% Wilson, effective sample size of clusters"
 
     def test_all_one_mirrors_all_zero(self) -> None:
-        low, high = bounds(clustered_bootstrap([0] * 12, range(12), seed=0))
-        assert bounds(clustered_bootstrap([1] * 12, range(12), seed=0)) == pytest.approx((1 - high, 1 - low))
+        low, high = bounds(clustered_bootstrap([0] * 12, range(12), seed=0, is_share=True))
+        assert bounds(clustered_bootstrap([1] * 12, range(12), seed=0, is_share=True)) == pytest.approx(
+            (1 - high, 1 - low)
+        )
 
     def test_half_of_ten_by_hand(self) -> None:
         # se² = 10/9 · 10 · 0.25 / 10² = 1/36, effective size 0.25 · 36 = 9, times (z/t)², t(0.975; 9) = 2.262157.
         # With u = t²/9 Wilson's half-width at p = 1/2 is √(u / (1 + u)) / 2.
         u = 2.262157**2 / 9
         half = math.sqrt(u / (1 + u)) / 2
-        estimate = clustered_bootstrap([0, 1] * 5, range(10), seed=0)
+        estimate = clustered_bootstrap([0, 1] * 5, range(10), seed=0, is_share=True)
         assert bounds(estimate) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-6)
 
     @PROPERTY
     @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9)), min_size=2, max_size=60))
     def test_the_interval_is_wide_and_within_0_and_1(self, rows: list[tuple[int, int]]) -> None:
-        estimate = clustered_bootstrap([value for value, _ in rows], [cluster for _, cluster in rows], seed=0)
+        estimate = clustered_bootstrap(
+            [value for value, _ in rows], [cluster for _, cluster in rows], seed=0, is_share=True
+        )
         if estimate.n_clusters > 1:
             low, high = bounds(estimate)
             assert 0.0 <= low <= estimate.value <= high <= 1.0
@@ -102,8 +120,8 @@ class TestProportions:
 
     def test_copies_within_a_prompt_add_nothing(self) -> None:
         # 20 prompts, half of them all 1: the effective size is the number of prompts, whatever the samples a prompt.
-        once = clustered_bootstrap([i % 2 for i in range(20)], range(20), seed=0)
-        copied = clustered_bootstrap([i % 2 for i in range(20)] * 10, [*range(20)] * 10, seed=0)
+        once = clustered_bootstrap([i % 2 for i in range(20)], range(20), seed=0, is_share=True)
+        copied = clustered_bootstrap([i % 2 for i in range(20)] * 10, [*range(20)] * 10, seed=0, is_share=True)
         assert bounds(copied) == pytest.approx(bounds(once))
         assert copied.n == 200
 

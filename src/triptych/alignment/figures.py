@@ -26,7 +26,7 @@ def reward_figures(
         return []
     margins = task.margins(held_out)
     prompts = [clusters[pair.id] for pair in held_out]
-    accuracy = clustered_bootstrap([float(margin > 0) for margin in margins], prompts, seed=seed)
+    accuracy = clustered_bootstrap([float(margin > 0) for margin in margins], prompts, seed=seed, is_share=True)
     return [
         Figure(
             name="eval_accuracy",
@@ -48,7 +48,9 @@ def dpo_figures(task: DpoTask, clusters: Mapping[str, str], workers: Workers, *,
         return []
     prompts = [clusters[name] for name in held_out.ids]
     token_prompts: list[Hashable] = [prompts[i] for i in held_out.token_pair]
-    accuracy = clustered_bootstrap([float(margin > 0) for margin in held_out.margins], prompts, seed=seed)
+    accuracy = clustered_bootstrap(
+        [float(margin > 0) for margin in held_out.margins], prompts, seed=seed, is_share=True
+    )
     log_ratio = clustered_bootstrap(
         [b - a for a, b in zip(held_out.logprobs, held_out.references, strict=True)], token_prompts, seed=seed
     )
@@ -106,7 +108,7 @@ def grpo_figures(task: GrpoTask, held_out: Sequence[Prompt], run: Path, *, seed:
             figures.append(
                 Figure(name=f"{name}_change", estimate=change, description=f"{what} less that of the base, paired")
             )
-    empty = clustered_bootstrap([float(value == 0) for value in after["length"]], names, seed=seed)
+    empty = clustered_bootstrap([float(value == 0) for value in after["length"]], names, seed=seed, is_share=True)
     figures.append(
         Figure(name="empty_rate", estimate=empty, description="share of empty completions of held-out prompts")
     )

@@ -247,7 +247,8 @@ def _cue_figures(pairs: Sequence[PreferencePair], prompts: Sequence[str], seed: 
         ]
         key = stream_key(seed, "pair checks", name)
         n_ties.append(signs.count(0))
-        accuracies.append(_share(clustered_bootstrap([(1 + sign) / 2 for sign in signs], prompts, seed=key)))
+        shares = [(1 + sign) / 2 for sign in signs]
+        accuracies.append(clustered_bootstrap(shares, prompts, seed=key, is_share=True))
         pvalues.append(sign_flip_test(signs, prompts, seed=key, n_flips=N_FLIPS))
     figures = zip(CUES, accuracies, n_ties, holm(pvalues), strict=True)
     return tuple(_cue_figure(*figure) for figure in figures)
@@ -261,13 +262,6 @@ def _cue_figure(name: str, accuracy: Estimate, n_ties: int, p: float) -> CueFigu
 
 def _sign(difference: float) -> int:
     return (difference > 0) - (difference < 0)
-
-
-def _share(estimate: Estimate) -> Estimate:
-    """With ends in 0 … 1: with ties among the values it is not the interval of a proportion, and may leave them."""
-    if estimate.low is None or estimate.high is None:
-        return estimate
-    return estimate.model_copy(update={"low": max(0.0, estimate.low), "high": min(1.0, estimate.high)})
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

@@ -68,7 +68,9 @@ def count_word_types(texts: Iterable[str]) -> int:
     return max(1, len(types))
 
 
-def mean_over_prompts(values: Sequence[float | None], prompt_ids: Sequence[str], *, seed: int) -> Estimate:
+def mean_over_prompts(
+    values: Sequence[float | None], prompt_ids: Sequence[str], *, seed: int, is_share: bool = False
+) -> Estimate:
     """The mean over prompts of the prompts' own means, with the interval of `clustered_bootstrap`; None is unscored.
 
     `n` counts scored completions. Departure from the clustered mean itself: there a prompt with ten samples weighs
@@ -80,7 +82,7 @@ def mean_over_prompts(values: Sequence[float | None], prompt_ids: Sequence[str],
             scored[prompt_id].append(value)
     means = [math.fsum(own) / len(own) if own else None for own in scored.values()]
     n = sum(len(own) for own in scored.values())
-    estimate = clustered_bootstrap(means, list(scored), seed=seed)
+    estimate = clustered_bootstrap(means, list(scored), seed=seed, is_share=is_share)
     return estimate.model_copy(update={"n": n, "n_unscored": len(values) - n})
 
 
@@ -139,21 +141,14 @@ def _arm_estimates(rows: Sequence[Generation], rewards: Rewards | None, seed: in
     prompt_ids = [generation.prompt_id for generation in rows]
     estimates: list[_Named] = []
     for metric, measure in OF_ONE_COMPLETION.items():
-        estimate = mean_over_prompts([measure(generation) for generation in rows], prompt_ids, seed=seed)
-        estimates.append((metric, "arm", _within_unit(estimate) if metric in _SHARES else estimate))
+        values = [measure(generation) for generation in rows]
+        estimates.append((metric, "arm", mean_over_prompts(values, prompt_ids, seed=seed, is_share=metric in _SHARES)))
     if rewards is not None:
         scored = [generation for generation in rows if key_of(generation) in rewards]
-        values = [rewards[key_of(generation)] for generation in scored]
         ids = [generation.prompt_id for generation in scored]
-        estimates.append(("reward", "arm", mean_over_prompts(values, ids, seed=seed)))
+        rewarded = [rewards[key_of(generation)] for generation in scored]
+        estimates.append(("reward", "arm", mean_over_prompts(rewarded, ids, seed=seed)))
     return estimates
-
-
-def _within_unit(estimate: Estimate) -> Estimate:
-    """Ends cut to [0, 1]: an average of shares is one, but its interval does not know."""
-    if estimate.low is None or estimate.high is None:
-        return estimate
-    return estimate.model_copy(update={"low": max(0.0, estimate.low), "high": min(1.0, estimate.high)})
 
 
 # --- pooled over prompts ----------------------------------------------------------------------------------------------
@@ -190,7 +185,7 @@ def _self_bleu_across(texts: Sequence[str], seed: int) -> Estimate:
     """
     n_groups = max(1, len(texts) // SELF_BLEU_TEXTS)
     groups = [texts[start::n_groups] for start in range(n_groups)]
-    estimate = _within_unit(clustered_bootstrap([self_bleu(group) for group in groups], range(n_groups), seed=seed))
+    estimate = clustered_bootstrap([self_bleu(group) for group in groups], range(n_groups), seed=seed, is_share=True)
     scored = 0 if estimate.mean is None else len(texts)
     start = "no interval" if estimate.low is None else f"{estimate.method} (groups for prompts)"
     method = f"{start}: {n_groups} group{'s' if n_groups > 1 else ''} of about {len(texts) // n_groups} prompts"
@@ -210,6 +205,6 @@ def _within_estimates(groups: Sequence[Sequence[Generation]], seed: int) -> list
     estimates: list[_Named] = []
     for n in ORDERS:
         values = [distinct_n(group, n) for group in texts]
-        estimates.append((f"distinct_{n}", "within", _within_unit(clustered_bootstrap(values, ids, seed=seed))))
-    bleu = clustered_bootstrap([self_bleu(group) for group in texts], ids, seed=seed)
-    return [*estimates, ("self_bleu", "within", _within_unit(bleu))]
+        estimates.append((f"distinct_{n}", "within", clustered_bootstrap(values, ids, seed=seed, is_share=True)))
+    bleu = clustered_bootstrap([self_bleu(group) for group in texts], ids, seed=seed, is_share=True)
+    return [*estimates, ("self_bleu", "within", bleu)]
