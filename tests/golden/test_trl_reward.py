@@ -17,7 +17,8 @@ from triptych.alignment.adapters import LoraConfig
 from triptych.alignment.dpo import PairOrder
 from triptych.alignment.encoding import EncodedPair, encode_pairs, pair_prompt
 from triptych.alignment.optimisation import Optimiser, OptimiserConfig
-from triptych.alignment.reward_model import RewardConfig, RewardTask, Scorer, new_scorer
+from triptych.alignment.reward_model import RewardConfig, RewardTask, new_scorer
+from triptych.alignment.scorers import Scorer
 from triptych.data.pairs import PreferencePair, load_pairs
 from triptych.models.classifiers import load_classifier
 from triptych.models.loading import load_tokenizer
@@ -61,7 +62,7 @@ class Case(NamedTuple):
 
 def make_case(spec: str, given: Sequence[PreferencePair], max_length: int) -> Case:
     config = RewardConfig(lora=LORA, max_length=max_length)
-    scorer, tokenizer, _ = new_scorer(spec, config, dtype="float32", device="cpu", seed=0)
+    scorer, tokenizer, *_ = new_scorer(spec, config, dtype="float32", device="cpu", seed=0)
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in scorer.parameters.items():

@@ -20,7 +20,8 @@ from triptych.alignment.grpo import GrpoConfig, GrpoTask
 from triptych.alignment.packing import Group
 from triptych.alignment.policy import Policy
 from triptych.alignment.reward_functions import NamedReward
-from triptych.alignment.reward_model import RewardConfig, RewardTask, Scorer, new_scorer
+from triptych.alignment.reward_model import RewardConfig, RewardTask, new_scorer
+from triptych.alignment.scorers import Scorer
 from triptych.models.tiny import save_tiny, tiny_gpt2, tiny_language_model, tiny_llama
 from triptych.records import Prompt
 from triptych.seeding import generator
@@ -159,7 +160,7 @@ class TestDpo:
 class TestReward:
     def scorer(self, folder: Path, path: str, **options: Any) -> Scorer:
         config = RewardConfig.model_validate({"lora": LORA, "path": path, **options})
-        made, _, _ = new_scorer(str(folder), config, dtype="float32", device="cpu", seed=0)
+        made = new_scorer(str(folder), config, dtype="float32", device="cpu", seed=0).scorer
         shake(made.parameters)
         return made
 

@@ -5,7 +5,7 @@ Adapters are written as PEFT writes them, so that plain PEFT reads them. Not her
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -36,10 +36,12 @@ class LoraConfig(Config):
     """Names of modules, such as `q_proj`; None takes PEFT's choice for the architecture (Llama: q_proj, v_proj)."""
 
 
-def with_lora(model: nn.Module, config: LoraConfig, *, task: TaskType, spec: str, seed: int) -> nn.Module:
+def with_lora(
+    model: nn.Module, config: LoraConfig, *, task: TaskType, spec: str, seed: int, heads: Sequence[str] = ()
+) -> nn.Module:
     """`model` with LoRA on it: A drawn from a stream of `seed`, B zero, both fp32; the model itself stays frozen.
 
-    A classifier's head (`score`) is trained and saved as a whole beside it.
+    A classifier's `heads`, modules by name, are trained and saved as a whole beside it.
 
     Raises `ModelError` where the model has no module of those names.
     """
@@ -56,7 +58,7 @@ def with_lora(model: nn.Module, config: LoraConfig, *, task: TaskType, spec: str
                 lora_dropout=config.dropout,
                 target_modules=targets,
                 task_type=task,
-                modules_to_save=["score"] if task == "SEQ_CLS" else None,
+                modules_to_save=list(heads) or None,
                 base_model_name_or_path=spec,
             )
             wrapped = peft.get_peft_model(model, settings)

@@ -1,10 +1,11 @@
 """From texts to token ids: pairs and prompts as a model reads them, and what does not fit.
 
-An answer ends with EOS, so that a model learns to stop. What is longer than `max_length` loses the end of its answers,
-EOS included (as TRL's `keep_start` does); a prompt that leaves no room for an answer is left out and counted.
+A decoder continues a prompt, and an answer ends with EOS, so that it learns to stop. What is longer than `max_length`
+loses the end of its answers, EOS included (as TRL's `keep_start` does); a prompt that leaves no room for an answer is
+left out and counted. An encoder reads prompt and answer as its tokenizer joins two texts, whatever is cut off between.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +17,9 @@ from triptych.data.templates import encode_prompt, render_prompt
 from triptych.errors import DataError
 from triptych.records import Prompt
 
-Template = Literal["auto", "chat", "alpaca", "paper"]
+Template = Literal["auto", "chat", "alpaca", "paper", "plain"]
+Kind = Literal["decoder", "encoder"]
+"""Of a model that reads pairs: whether it continues a prompt, or looks at prompt and answer as a whole."""
 
 
 class EncodedPair(NamedTuple):
@@ -38,16 +41,20 @@ class EncodedPairs(NamedTuple):
     """Of all pairs, before anything is cut."""
 
 
-def resolve_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """`auto` is the model's own chat template where it has one, else Alpaca's."""
+def resolve_template(template: str, tokenizer: PreTrainedTokenizerBase, kind: Kind = "decoder") -> str:
+    """`auto` is the model's own chat template where it has one, else Alpaca's; for an encoder, the plain text."""
     if template != "auto":
         return template
+    if kind == "encoder":
+        return "plain"
     return "chat" if tokenizer.chat_template else "alpaca"
 
 
-def pair_prompt(pair: PreferencePair, template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
+def pair_prompt(
+    pair: PreferencePair, template: Template, tokenizer: PreTrainedTokenizerBase, kind: Kind = "decoder"
+) -> str:
     """The text that a model reads before the answer of a pair."""
-    name = resolve_template(template, tokenizer)
+    name = resolve_template(template, tokenizer, kind)
     if name == "chat" and pair.messages:
         messages: Any = [message.model_dump() for message in pair.messages]
         rendered: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -63,15 +70,58 @@ def encode_answer(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, .
     return (*ids, eos)
 
 
-def encode_text(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Group | None:
-    """A rendered prompt with one answer, cut to `max_length`; None where the prompt leaves no room."""
-    ids = tuple(encode_prompt(prompt, tokenizer))
-    room = max_length - len(ids)
-    return Group(ids, (encode_answer(answer, tokenizer)[:room],)) if room > 0 else None
+class Read(NamedTuple):
+    """A prompt and answers to it as token ids, before anything is cut."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    tail: tuple[int, ...] = ()
+    """What closes every answer, and is never cut off."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return len(self.prompt) + max(map(len, self.answers)) + len(self.tail)
+
+    def cut(self, max_length: int) -> Group | None:
+        """With rows of at most `max_length` tokens; None where the prompt leaves no room for an answer."""
+        room = max_length - len(self.prompt) - len(self.tail)
+        return Group(self.prompt, tuple((*one[:room], *self.tail) for one in self.answers)) if room > 0 else None
+
+
+def continued(prompt: str, answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Read:
+    """As a decoder reads a rendered prompt and answers that go on from it."""
+    return Read(tuple(encode_prompt(prompt, tokenizer)), tuple(encode_answer(one, tokenizer) for one in answers))
+
+
+def joined(prompt: str, answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Read:
+    """As an encoder reads two texts: the tokenizer's own frame around them, split where the answer begins and ends."""
+    head: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()
+    found: list[tuple[int, ...]] = []
+    for answer in answers:
+        # A tokenizer takes an empty second text for none: some other one shows the frame.
+        both: Any = tokenizer(prompt, answer or "a")
+        ids, of = both["input_ids"], both.sequence_ids(0)
+        own = [at for at, which in enumerate(of) if which == 1]
+        start, stop = (own[0], own[-1] + 1) if own else (len(ids) - 1, len(ids) - 1)
+        head, tail = tuple(ids[:start]), tuple(ids[stop:])
+        found.append(tuple(ids[start:stop]) if answer else ())
+    return Read(head, tuple(found), tail)
+
+
+READERS: dict[Kind, Callable[[str, Sequence[str], PreTrainedTokenizerBase], Read]] = {
+    "decoder": continued,
+    "encoder": joined,
+}
 
 
 def encode_pairs(
-    pairs: Sequence[PreferencePair], template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
+    pairs: Sequence[PreferencePair],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    kind: Kind = "decoder",
 ) -> EncodedPairs:
     """Pairs in their order.
 
@@ -80,13 +130,13 @@ def encode_pairs(
     encoded: list[EncodedPair] = []
     lengths: list[PairLengths] = []
     for pair in pairs:
-        prompt = tuple(encode_prompt(pair_prompt(pair, template, tokenizer), tokenizer))
-        chosen, rejected = (encode_answer(text, tokenizer) for text in (pair.chosen, pair.rejected))
-        lengths.append(PairLengths(prompt=len(prompt), chosen=len(chosen), rejected=len(rejected)))
-        room = max_length - len(prompt)
-        if room > 0:
-            cut = room < max(len(chosen), len(rejected))
-            encoded.append(EncodedPair(pair.id, Group(prompt, (chosen[:room], rejected[:room])), cut))
+        prompt = pair_prompt(pair, template, tokenizer, kind)
+        read = READERS[kind](prompt, (pair.chosen, pair.rejected), tokenizer)
+        chosen, rejected = (len(answer) + len(read.tail) for answer in read.answers)
+        lengths.append(PairLengths(prompt=len(read.prompt), chosen=chosen, rejected=rejected))
+        group = read.cut(max_length)
+        if group is not None:
+            encoded.append(EncodedPair(pair.id, group, read.longest > max_length))
     if pairs and not encoded:
         raise DataError(
             f"none of {len(pairs)} pairs leaves room for an answer within max_length = {max_length} tokens; raise it"

@@ -1,29 +1,21 @@
 """A causal language model in training: log-probabilities with gradients, the reference beside it, and its weights.
 
 The reference is the original base, always: the same model with the LoRA switched off, or for full fine-tuning a second
-copy of the base. Which path runs the model is decided once: fused where it can (`backends.fused`), else generic.
+copy of the base. Not here: running the body (`trunk`).
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from triptych.alignment.adapters import LoraConfig, with_lora
-from triptych.alignment.backends.fused import FusedTrunk, supports
-from triptych.alignment.backends.generic import GenericTrunk
 from triptych.alignment.head import TokenComparison, TokenLogprobs, any_head, compare_heads, frozen_head
 from triptych.alignment.packing import Group, Packed, pack
+from triptych.alignment.trunk import Trunk, make_trunk
 from triptych.errors import ConfigError, ModelError
 from triptych.models import LanguageModel
-from triptych.models.hub import first_line
-
-logger = logging.getLogger(__name__)
 
 # What architectures do to their logits, by the name in their configuration.
 _ADJUSTMENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -31,17 +23,6 @@ _ADJUSTMENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logits_scaling": lambda logits, scale: logits / scale,
     "logit_scale": lambda logits, scale: logits * scale,
 }
-
-
-class Trunk(NamedTuple):
-    """A model's body: from packed tokens to the states that its head reads."""
-
-    run: Callable[[Packed, bool, torch.Generator | None], Tensor]
-    """(packed, with LoRA, dropout masks) → states [T, H]."""
-    states: Callable[[Tensor], Tensor]
-    """What still has to be done to selected states: the final norm, where the body leaves it out."""
-    path: str
-    shares_prefix: bool
 
 
 class Policy:
@@ -168,123 +149,6 @@ def require_full_precision(lm: LanguageModel) -> None:
         raise ConfigError(
             f"full fine-tuning of {lm.spec} in {lm.dtype}: its small steps would be rounded away; use float32"
         )
-
-
-def make_trunk(
-    base: Any,
-    model: nn.Module,
-    trainable: Sequence[str],
-    *,
-    lora: LoraConfig | None,
-    checkpointing: bool = False,
-    share_prefix: bool = True,
-    path: str | None = None,
-) -> Trunk:
-    """The body of `base`, which lies inside `model`: by the fused path where that can train it, else generic.
-
-    Raises `ConfigError` for a path the model has not.
-    """
-    if path not in (None, "fused", "generic"):
-        raise ConfigError(f"training path '{path}' is unknown; choose fused or generic")
-    can_fuse = supports(base, trainable)
-    if path == "fused" and not can_fuse:
-        raise ConfigError("this model has no fused training path (Llama on CPU with LoRA has); choose generic")
-    body = base.base_model
-    if can_fuse and path != "generic":
-        fused = FusedTrunk(body, dropout=0.0 if lora is None else lora.dropout, checkpoint=checkpointing)
-
-        def run(packed: Packed, use_lora: bool, generator: torch.Generator | None) -> Tensor:
-            return fused.hidden(packed, use_lora=use_lora, generator=generator)
-
-        def normed(states: Tensor) -> Tensor:
-            normal: Tensor = F.rms_norm(states, states.shape[-1:], body.norm.weight.float(), base.config.rms_norm_eps)
-            return normal
-
-        return Trunk(run, normed, "fused", share_prefix)
-    return _generic_trunk(base, body, model, checkpointing, share_prefix)
-
-
-def _generic_trunk(base: Any, body: nn.Module, model: Any, checkpointing: bool, share_prefix: bool) -> Trunk:
-    dropouts = [module for name, module in body.named_modules() if ".lora_dropout." in name]
-    if checkpointing:
-        _recompute_layers(body, dropouts)
-    weight = next(base.parameters())
-    # fp32 weights that train on a GPU compute in bf16; a base in bf16 needs no autocast but for its fp32 LoRA.
-    compute = torch.bfloat16 if weight.dtype == torch.bfloat16 or weight.dtype == torch.int8 else None
-    shares = share_prefix and _takes_packed_masks(body, compute)
-    trunk = GenericTrunk(body, compute_dtype=compute, shares_prefix=shares)
-
-    def run(packed: Packed, use_lora: bool, generator: torch.Generator | None) -> Tensor:
-        off = model.disable_adapter() if not use_lora and hasattr(model, "disable_adapter") else nullcontext()
-        with off, _dropping(dropouts, generator is not None), _seeded(generator):
-            return trunk.hidden(packed)
-
-    return Trunk(run, lambda states: states, "generic", shares)
-
-
-@contextmanager
-def _dropping(dropouts: Sequence[nn.Module], is_on: bool) -> Iterator[None]:
-    """The LoRA's dropout on or off. The base's own stays off: it is compared with the reference."""
-    try:
-        for module in dropouts:
-            module.train(is_on)
-        yield
-    finally:
-        for module in dropouts:
-            module.eval()
-
-
-def _recompute_layers(body: nn.Module, dropouts: Sequence[nn.Module]) -> None:
-    """Layers keep their inputs alone, and the backward pass computes the rest again, dropping what was dropped before.
-
-    By hand: transformers does so in training mode alone, which turns on the base's own dropout.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **options: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return forward(*args, **options)
-            again = _dropping(dropouts, any(module.training for module in dropouts))
-            return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again), **options)
-
-        return run
-
-    layer: Any
-    for layer in body.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = recomputing(layer.forward)
-
-
-@contextmanager
-def _seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """PEFT's dropout draws from torch's global generator: it is set from ours, and put back."""
-    if generator is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # noqa: TID251 - put back at once
-        yield
-
-
-@torch.no_grad()
-def _takes_packed_masks(body: nn.Module, compute: torch.dtype | None) -> bool:
-    """Whether the body reads a packed row as it reads separate ones: tried on a few tokens, not guessed."""
-    group = Group((1, 2, 3), ((1, 4), (2, 3)))
-    packed, apart = pack([group]), pack([group], share_prefix=False)
-    # Outside the attempt: a model that cannot read plain rows either is broken, and its own error says how.
-    separate = GenericTrunk(body, compute_dtype=compute, shares_prefix=False).hidden(apart)[apart.last].float()
-    try:
-        shared = GenericTrunk(body, compute_dtype=compute, shares_prefix=True).hidden(packed)[packed.last].float()
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError) as error:
-        logger.info("prompts are not shared: %s takes no mask of its own (%s)", type(body).__name__, first_line(error))
-        return False
-    is_same = bool((shared - separate).abs().max() <= 0.05 * separate.abs().max())
-    if not is_same:
-        logger.info("prompts are not shared: %s reads a packed row differently", type(body).__name__)
-    return is_same
 
 
 def _plain_head(base: Any, dtype: torch.dtype) -> Tensor | None:

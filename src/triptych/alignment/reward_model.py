@@ -1,36 +1,35 @@
 """Reward models: Bradley–Terry on any transformers backbone, training and use.
 
-A decoder reads the very tokens that a policy does (template, answer, EOS) and is scored at the last of them, found by
-its place and not by a pad id. What is scored at use is built by the function that built it in training;
-`reward_config.json` beside the adapter says how.
+A decoder reads the very tokens that a policy does (template, answer, EOS), an encoder two texts as its tokenizer joins
+them. What is scored at use is built by the function that built it in training; `reward_config.json` beside the adapter
+says how. Not here: from tokens to scores (`scorers`).
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from triptych.alignment.adapters import LoraConfig, with_lora
+from triptych.alignment.adapters import with_lora
 from triptych.alignment.dpo import PairOrder, dropout_generator, micro_batches_of
-from triptych.alignment.encoding import EncodedPair, Template, encode_answer, resolve_template
+from triptych.alignment.encoding import READERS, EncodedPair, Kind, Template, resolve_template
 from triptych.alignment.loop import GO_ON, Decision, TrainingConfig
 from triptych.alignment.losses import bradley_terry
 from triptych.alignment.optimisation import OptimiserConfig
 from triptych.alignment.packing import Group, micro_batches
-from triptych.alignment.packing import pack as pack_groups
-from triptych.alignment.policy import Trunk, make_trunk
+from triptych.alignment.scorers import Scorer, kind_of, make_scorer
 from triptych.config import parse_config
-from triptych.data.templates import encode_prompt, render_prompt
-from triptych.errors import ModelError
-from triptych.models.classifiers import load_classifier
+from triptych.data.templates import render_prompt
+from triptych.errors import ConfigError, ModelError
+from triptych.models.classifiers import head_names, load_classifier
 from triptych.models.hub import first_line
 from triptych.models.loading import LOAD_ERRORS, load_tokenizer, quiet_transformers, resolve_device, resolve_dtype
+from triptych.models.reward import max_tokens_of
 from triptych.models.sources import (
     ADAPTER_CONFIG,
     REWARD_CONFIG,
@@ -61,48 +60,11 @@ class RewardConfig(TrainingConfig):
 class RewardReading(Record):
     """How a trained reward model reads a text: `reward_config.json`."""
 
-    kind: Literal["decoder", "encoder"]
+    kind: Kind
     template: str
     max_length: int
     seed: int
     """Of the parts of the head that are not saved; all of them are, so that it only names the run."""
-
-
-class Scorer:
-    """A backbone with a head of one output: scores of packed groups, with gradients."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        base: Any,
-        *,
-        lora: LoraConfig | None,
-        checkpointing: bool = False,
-        share_prefix: bool = True,
-        path: str | None = None,
-    ) -> None:
-        self.model = model
-        self._base = base
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._head = _head_weight(base.score)
-        body_names = [name for name in self.parameters if ".modules_to_save." not in name]
-        self.trunk: Trunk = make_trunk(
-            base, model, body_names, lora=lora, checkpointing=checkpointing, share_prefix=share_prefix, path=path
-        )
-
-    def scores(self, groups: Sequence[Group], generator: torch.Generator | None = None) -> Tensor:
-        """One a completion, in order, fp32."""
-        packed = pack_groups(groups, share_prefix=self.trunk.shares_prefix)
-        hidden = self.trunk.run(packed, True, generator)
-        states = self.trunk.states(hidden[packed.last.to(hidden.device)])
-        return F.linear(states.float(), self._head.float())[:, 0]
-
-
-def _head_weight(head: Any) -> nn.Parameter:
-    """[1, H]; of PEFT's trained copy where there is one."""
-    active = head.modules_to_save[head.active_adapters[0]] if hasattr(head, "modules_to_save") else head
-    weight: nn.Parameter = active.weight
-    return weight
 
 
 class RewardTask:
@@ -179,42 +141,59 @@ class RewardTask:
         return {"loss": loss / n, "accuracy": right / n, "margin": margin_sum / n, "tokens": tokens}
 
 
-def new_scorer(
-    spec: str, config: RewardConfig, *, dtype: str, device: str, seed: int
-) -> tuple[Scorer, PreTrainedTokenizerBase, str]:
-    """A backbone with LoRA and a new head, its tokenizer and its fingerprint.
+class NewScorer(NamedTuple):
+    """A backbone that is about to become a reward model."""
 
-    Raises `ModelError` for a backbone that is no decoder with a `score` head.
+    scorer: Scorer
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    """Of the backbone."""
+    reading: RewardReading
+
+
+def new_scorer(
+    spec: str, config: RewardConfig, *, template: Template = "auto", dtype: str, device: str, seed: int
+) -> NewScorer:
+    """A backbone with LoRA (or all its weights to be trained) and a new head, and how it reads.
+
+    Raises `ModelError` for a backbone that cannot carry a head of one output over prompt and answer.
     """
     source = resolve_source(spec)
     chosen = resolve_device(device)
-    kind = torch.float32 if config.lora is None else resolve_dtype(dtype, chosen)
-    base = load_classifier(source, dtype=kind, device=chosen, seed=seed, quantisation=config.quantisation)
-    _require_decoder(base, spec)
+    number = torch.float32 if config.lora is None else resolve_dtype(dtype, chosen)
+    base = load_classifier(source, dtype=number, device=chosen, seed=seed, quantisation=config.quantisation)
+    tokenizer = load_tokenizer(source)
+    kind = kind_of(base, tokenizer, spec)
+    if kind == "encoder":
+        if config.quantisation is not None:
+            raise ConfigError(f"model {spec} is an encoder, which trains in fp32 here; leave out quantisation")
+        # Only now is it known to be one; what bf16 has rounded stays rounded.
+        base = load_classifier(source, dtype=torch.float32, device=chosen, seed=seed)
     if config.lora is None:
         model: nn.Module = base.requires_grad_(True)
     else:
-        model = with_lora(base, config.lora, task="SEQ_CLS", spec=spec, seed=seed)
+        heads = head_names(base)
+        model = with_lora(base, config.lora, task="SEQ_CLS", spec=spec, seed=seed, heads=heads)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    scorer = Scorer(
+    scorer = make_scorer(
         model,
         base,
+        tokenizer,
+        kind,
         lora=config.lora,
         checkpointing=config.gradient_checkpointing,
         share_prefix=config.share_prefix,
         path=config.path,
     )
-    return scorer, load_tokenizer(source), fingerprint(source)
-
-
-def _require_decoder(base: Any, spec: str) -> None:
-    if not isinstance(getattr(base, "score", None), nn.Module):
-        raise ModelError(
-            f"model {spec} is {type(base).__name__}, which has no `score` head over its last token; choose a decoder "
-            "(finished encoder reward models can be used, not trained)"
-        )
+    reading = RewardReading(
+        kind=kind,
+        template=resolve_template(template, tokenizer, kind),
+        max_length=min(config.max_length, max_tokens_of(base, tokenizer)) if kind == "encoder" else config.max_length,
+        seed=seed,
+    )
+    return NewScorer(scorer, tokenizer, fingerprint(source), reading)
 
 
 class TrainedRewardModel:
@@ -243,19 +222,10 @@ class TrainedRewardModel:
         return values
 
     def _group(self, pairs: Sequence[tuple[str, str]], rows: Sequence[int]) -> Group | None:
-        text = pairs[rows[0]][0]
-        rendered = render_prompt(Prompt(id="scored", instruction=text), self._reading.template, self._tokenizer)
-        ids = tuple(encode_prompt(rendered, self._tokenizer))
-        room = self._reading.max_length - len(ids)
-        if room <= 0:
-            return None
-        return Group(ids, tuple(encode_answer(pairs[row][1], self._tokenizer)[:room] for row in rows))
-
-
-def reading_of(template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int) -> RewardReading:
-    return RewardReading(
-        kind="decoder", template=resolve_template(template, tokenizer), max_length=max_length, seed=seed
-    )
+        prompt = Prompt(id="scored", instruction=pairs[rows[0]][0])
+        rendered = render_prompt(prompt, self._reading.template, self._tokenizer)
+        read = READERS[self._reading.kind](rendered, [pairs[row][1] for row in rows], self._tokenizer)
+        return read.cut(self._reading.max_length)
 
 
 def load_trained_reward_model(
@@ -269,15 +239,15 @@ def load_trained_reward_model(
         raise ModelError(f"{folder} is an adapter but no reward model of this project: it has no {REWARD_CONFIG}")
     reading = parse_config(RewardReading, read_json(folder / REWARD_CONFIG), where=str(folder / REWARD_CONFIG))
     chosen = resolve_device(device)
-    kind = resolve_dtype(dtype, chosen)
+    number = torch.float32 if reading.kind == "encoder" else resolve_dtype(dtype, chosen)
     if not (folder / ADAPTER_CONFIG).is_file():
         source = resolve_source(str(folder))
-        whole = load_classifier(source, dtype=kind, device=chosen, seed=reading.seed)
+        whole = load_classifier(source, dtype=number, device=chosen, seed=reading.seed)
         return _in_use(whole, whole, source, reading, folder, fingerprint(source))
     require_adapter(folder)
     source = resolve_source(str(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"]))
     require_own_base(folder, source)
-    base = load_classifier(source, dtype=kind, device=chosen, seed=reading.seed)
+    base = load_classifier(source, dtype=number, device=chosen, seed=reading.seed)
     return _in_use(_with_adapter(base, folder, source), base, source, reading, folder, fingerprint(source, folder))
 
 
@@ -300,4 +270,5 @@ def _in_use(
     model: nn.Module, base: Any, source: ModelSource, reading: RewardReading, folder: Path, key: str
 ) -> TrainedRewardModel:
     model.eval().requires_grad_(False)
-    return TrainedRewardModel(Scorer(model, base, lora=None), load_tokenizer(source), reading, str(folder), key)
+    tokenizer = load_tokenizer(source)
+    return TrainedRewardModel(make_scorer(model, base, tokenizer, reading.kind), tokenizer, reading, str(folder), key)

@@ -12,13 +12,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from triptych.alignment.dpo import DpoConfig, DpoTask, reference_logprobs
-from triptych.alignment.encoding import EncodedPair, EncodedPairs, encode_pairs, pair_prompt, resolve_template
+from triptych.alignment.encoding import EncodedPair, EncodedPairs, Kind, encode_pairs, pair_prompt, resolve_template
 from triptych.alignment.figures import dpo_figures, grpo_figures, reward_figures
 from triptych.alignment.grpo import GrpoConfig, GrpoTask
 from triptych.alignment.loop import Task, TrainingConfig
 from triptych.alignment.plan import AlignmentConfig
 from triptych.alignment.policy import Policy
-from triptych.alignment.reward_model import RewardConfig, RewardReading, RewardTask, new_scorer, reading_of
+from triptych.alignment.reward_model import RewardConfig, RewardReading, RewardTask, new_scorer
 from triptych.alignment.rewards import load_rewards
 from triptych.alignment.state import STATE, Figure, Method, Warned
 from triptych.config import canonical_json
@@ -85,8 +85,15 @@ class Setup(NamedTuple):
 def set_up_reward(panel: Panel) -> Setup:
     config = panel.config.reward or RewardConfig()
     spec = config.model or panel.model
-    scorer, tokenizer, fingerprint = new_scorer(spec, config, dtype=panel.dtype, device=panel.device, seed=panel.seed)
-    data = _pair_data(panel, tokenizer, config.max_length)
+    scorer, tokenizer, fingerprint, reading = new_scorer(
+        spec,
+        config,
+        template=panel.config.template,
+        dtype=panel.dtype,
+        device=panel.device,
+        seed=panel.seed,
+    )
+    data = _pair_data(panel, tokenizer, reading.max_length, reading.kind)
     _require_batch(data.train, config.batch_size)
     task = RewardTask(scorer, config, data.train, data.validation, panel.workers, seed=panel.seed)
     return Setup(
@@ -97,14 +104,14 @@ def set_up_reward(panel: Panel) -> Setup:
         tokenizer=tokenizer,
         base=spec,
         fingerprint=fingerprint,
-        path=scorer.trunk.path,
+        path=scorer.path,
         parameters=scorer.parameters,
         train=data.train,
         held_out=data.validation,
         data_key=data.key,
         figures=lambda: reward_figures(task, data.validation, data.clusters, panel.workers, seed=panel.seed),
         warnings=data.warnings,
-        reading=reading_of(panel.config.template, tokenizer, config.max_length, panel.seed),
+        reading=reading,
     )
 
 
@@ -204,13 +211,13 @@ class PairData(NamedTuple):
     """Of the tokens of all pairs."""
 
 
-def _pair_data(panel: Panel, tokenizer: Any, max_length: int) -> PairData:
+def _pair_data(panel: Panel, tokenizer: Any, max_length: int, kind: Kind = "decoder") -> PairData:
     """The pairs of the panel, checked, split and encoded; what the check found is logged once.
 
     Raises `DataError` where nothing is left to train on.
     """
     pairs, split = _split(panel)
-    train_side, held_out = (encode_pairs(side, panel.config.template, tokenizer, max_length) for side in split)
+    train_side, held_out = (encode_pairs(side, panel.config.template, tokenizer, max_length, kind) for side in split)
     warnings = _check(pairs, [train_side, held_out], max_length, panel)
     key = _digest(repr([(p.id, p.group) for p in (*train_side.pairs, *held_out.pairs)]))
     clusters = {pair.id: prompt_key(pair) for pair in pairs}

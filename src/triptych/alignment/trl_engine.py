@@ -109,6 +109,8 @@ class Plan(NamedTuple):
 
 def _reward(panel: Panel, setup: Setup) -> Plan:
     config = cast(RewardConfig, setup.config)
+    if setup.reading is not None and setup.reading.kind == "encoder":
+        raise no_counterpart(f"the encoder {setup.base} as a reward model", "choose a decoder")
     order = _order(config, setup, panel.seed)
     rows = [
         {"chosen_ids": [*prompt, *chosen], "rejected_ids": [*prompt, *rejected]}

@@ -19,7 +19,9 @@ Pairs = Annotated[str, typer.Option(help="A hub id, a .jsonl, .json, .csv or .pa
 Out = Annotated[Path, typer.Option(help="The run directory.")]
 Limit = Annotated[int | None, typer.Option(help="The first so many.", show_default="all")]
 Validation = Annotated[float, typer.Option(help="Share that is held out.")]
-Template = Annotated[str, typer.Option(help="auto (the model's chat template, else alpaca), chat, alpaca or paper.")]
+Template = Annotated[
+    str, typer.Option(help="auto (the model's chat template, else alpaca), chat, alpaca, paper or plain.")
+]
 MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps at most.", show_default="all epochs")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the pairs.", show_default="1")]
 BatchSize = Annotated[int | None, typer.Option(help="Pairs of an optimizer step.", show_default="4")]

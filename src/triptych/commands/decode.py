@@ -28,7 +28,7 @@ def decode(
     limit: Annotated[int | None, typer.Option(help="The first so many prompts.", show_default="all")] = None,
     samples: Annotated[int, typer.Option(help="Completions of a prompt by every sampler.")] = 1,
     seed: Annotated[int, typer.Option(help="The seed of every draw.")] = 0,
-    template: Annotated[str, typer.Option(help="How a prompt is put to the model: paper, alpaca or chat.")] = "paper",
+    template: Annotated[str, typer.Option(help="How the model sees a prompt: paper, alpaca, chat or plain.")] = "paper",
     reward_model: Annotated[
         str | None, typer.Option(help="Score the completions: a hub id or a local folder.", show_default=False)
     ] = None,

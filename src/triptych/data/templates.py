@@ -1,4 +1,4 @@
-"""How a prompt is put to a model: three templates, and the markers that betray an echoed one.
+"""How a prompt is put to a model: four templates, and the markers that betray an echoed one.
 
 Not here: loading prompts (`prompts`), stopping at a marker (`triptych.decoding`).
 """
@@ -42,13 +42,18 @@ def paper(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     return alpaca(prompt, tokenizer).rstrip() + SENTINEL
 
 
+def plain(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Nothing but the text: the instruction, and the input where there is one, a blank line between them."""
+    parts = [prompt.prompt] if prompt.prompt is not None else [prompt.instruction, prompt.input]
+    return "\n\n".join(part for part in parts if part.strip())
+
+
 def chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """The model's own chat template around one user message, open for the answer.
 
     Raises `ModelError` where the tokenizer has no such template, or its template fails.
     """
-    parts = [prompt.prompt] if prompt.prompt is not None else [prompt.instruction, prompt.input]
-    message = {"role": "user", "content": "\n\n".join(part for part in parts if part.strip())}
+    message = {"role": "user", "content": plain(prompt, tokenizer)}
     name = tokenizer.name_or_path or "the tokenizer"
     if not tokenizer.chat_template:
         raise ModelError(f"{name} has no chat template; choose the template 'alpaca' or 'paper'")
@@ -61,7 +66,7 @@ def chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(text)
 
 
-TEMPLATES: dict[str, Template] = {"paper": paper, "alpaca": alpaca, "chat": chat}
+TEMPLATES: dict[str, Template] = {"paper": paper, "alpaca": alpaca, "chat": chat, "plain": plain}
 
 
 def render_prompt(prompt: Prompt, template: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -102,7 +102,7 @@ def load_reward_model(
         tokenizer=tokenizer,
         spec=source.spec,
         fingerprint=fingerprint(source),
-        max_tokens=_max_tokens(model, tokenizer),
+        max_tokens=max_tokens_of(model, tokenizer),
         revision=source.revision,
     )
 
@@ -173,8 +173,13 @@ def _require_one_output(source: ModelSource) -> None:
         )
 
 
-def _max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def max_tokens_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The shorter of what the tokenizer and the positions allow; tokenizers say 10^30 where they know no limit."""
-    stated = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    # RoBERTa and its kin count positions from behind the pad id.
+    padded = [m.padding_idx for name, m in model.named_modules() if name.endswith(".position_embeddings")]
+    if positions is not None and padded and padded[0] is not None:
+        positions -= int(padded[0]) + 1
+    stated = [tokenizer.model_max_length, positions]
     limits = [int(limit) for limit in stated if limit is not None and 0 < limit < 10**9]
     return min(limits, default=DEFAULT_MAX_TOKENS)

@@ -17,7 +17,7 @@ from triptych.alignment.encoding import encode_answer
 from triptych.alignment.merge import merge
 from triptych.alignment.packing import Group
 from triptych.alignment.policy import Policy
-from triptych.alignment.reward_model import RewardConfig, new_scorer, reading_of
+from triptych.alignment.reward_model import RewardConfig, new_scorer
 from triptych.data.templates import encode_prompt, render_prompt
 from triptych.errors import ModelError, OutputError
 from triptych.files import atomic_write_json
@@ -164,11 +164,13 @@ PAIRS = [("Why?", "because"), ("Why?", "so"), ("Who am I?", ""), ("Why?", "no " 
 @pytest.mark.parametrize("template", ["chat", "alpaca", "paper"])
 @pytest.mark.parametrize("max_length", [250, 200])
 def test_a_reward_model_scores_as_it_was_trained_to(world: Any, tmp_path: Path, template: Any, max_length: int) -> None:
-    config = RewardConfig(lora=LoraConfig(rank=2))
-    scorer, tokenizer, _ = new_scorer(world.model, config, dtype="float32", device="cpu", seed=4)
+    config = RewardConfig(lora=LoraConfig(rank=2), max_length=max_length)
+    scorer, tokenizer, _, reading = new_scorer(
+        world.model, config, template=template, dtype="float32", device="cpu", seed=4
+    )
     shake(scorer.parameters)
     save_adapter(scorer.model, tmp_path)
-    atomic_write_json(tmp_path / REWARD_CONFIG, reading_of(template, tokenizer, max_length, 4))
+    atomic_write_json(tmp_path / REWARD_CONFIG, reading)
     loaded = load_reward_model(tmp_path, dtype="float32")
     expected = []
     for question, answer in PAIRS:
@@ -185,11 +187,10 @@ def test_a_reward_model_scores_as_it_was_trained_to(world: Any, tmp_path: Path, 
 
 
 def test_a_prompt_that_leaves_no_room_is_not_scored(world: Any, tmp_path: Path) -> None:
-    scorer, tokenizer, _ = new_scorer(
-        world.model, RewardConfig(lora=LoraConfig(rank=2)), dtype="float32", device="cpu", seed=0
-    )
-    save_adapter(scorer.model, tmp_path)
-    atomic_write_json(tmp_path / REWARD_CONFIG, reading_of("chat", tokenizer, 60, 0))
+    config = RewardConfig(lora=LoraConfig(rank=2), max_length=60)
+    made = new_scorer(world.model, config, dtype="float32", device="cpu", seed=0)
+    save_adapter(made.scorer.model, tmp_path)
+    atomic_write_json(tmp_path / REWARD_CONFIG, made.reading)
     values = load_reward_model(tmp_path).score([("x" * 100, "y"), ("x", "y")])
     assert values[0] is None
     assert values[1] is not None
@@ -197,7 +198,7 @@ def test_a_prompt_that_leaves_no_room_is_not_scored(world: Any, tmp_path: Path) 
 
 def test_a_new_head_is_a_function_of_the_seed(world: Any) -> None:
     heads = [
-        new_scorer(world.model, RewardConfig(), dtype="float32", device="cpu", seed=seed)[0].parameters
+        new_scorer(world.model, RewardConfig(), dtype="float32", device="cpu", seed=seed).scorer.parameters
         for seed in (0, 0, 1)
     ]
     name = next(name for name in heads[0] if "score" in name)
@@ -224,11 +225,3 @@ def test_a_fully_tuned_reward_model_reads_as_it_was_trained_to(world: Any) -> No
     assert None not in scores
     assert scores[0] > scores[1]  # type: ignore[operator]
     assert type(load_reward_model(folder)).__name__ == "TrainedRewardModel"
-
-
-def test_an_encoder_is_not_trained(tmp_path: Path) -> None:
-    from triptych.models.tiny import save_tiny, tiny_bert_reward
-
-    folder = save_tiny(tmp_path, tiny_bert_reward())
-    with pytest.raises(ModelError, match="is BertForSequenceClassification, which has no `score` head"):
-        new_scorer(str(folder), RewardConfig(), dtype="float32", device="cpu", seed=0)

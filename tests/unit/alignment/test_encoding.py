@@ -1,6 +1,7 @@
 import pytest
 
-from triptych.alignment.encoding import encode_answer, encode_pairs, encode_text, pair_prompt, resolve_template
+from triptych.alignment.encoding import encode_answer, encode_pairs, joined, pair_prompt, resolve_template
+from triptych.data.pair_checks import PairLengths
 from triptych.data.pairs import Message, PreferencePair
 from triptych.errors import DataError
 from triptych.models.tiny import EOS_ID, tiny_tokenizer
@@ -74,8 +75,30 @@ def test_a_prompt_without_room_is_left_out_and_counted() -> None:
     assert encode_pairs([], "alpaca", TOKENIZER, 10).pairs == []
 
 
-def test_one_text() -> None:
-    group = encode_text("Q?", "yes", TOKENIZER, 5)
-    assert group is not None
-    assert (group.prompt, group.completions) == (ids("Q?"), (ids("yes"),))
-    assert encode_text("Q?", "yes", TOKENIZER, 2) is None
+PAIR_TOKENIZER = tiny_tokenizer(pairs=True)
+
+
+def test_an_encoder_reads_what_its_tokenizer_joins() -> None:
+    read = joined("Who?", ["me", ""], PAIR_TOKENIZER)
+    assert (*read.prompt, *read.answers[0], *read.tail) == tuple(PAIR_TOKENIZER("Who?", "me")["input_ids"])
+    assert read.prompt == (1, *ids("Who?"), EOS_ID)
+    assert read.answers == (ids("me"), ())
+    assert read.tail == (EOS_ID,)
+
+
+def test_an_answer_for_an_encoder_is_cut_before_what_closes_it() -> None:
+    one, too_long = "yes", "x" * 50
+    encoded = encode_pairs([pair(one, too_long)], "plain", PAIR_TOKENIZER, 12, "encoder")
+    (found,) = encoded.pairs
+    # <|im_start|> Q ? <|im_end|>, and of 12 tokens 7 for the answer and one to close it.
+    assert found.group.prompt == (1, *ids("Q?"), EOS_ID)
+    assert found.group.completions == ((*ids("yes"), EOS_ID), (*ids("x" * 7), EOS_ID))
+    assert found.is_truncated
+    assert encoded.lengths[0] == PairLengths(prompt=4, chosen=4, rejected=51)
+    assert not encode_pairs([pair(one, "no")], "plain", PAIR_TOKENIZER, 12, "encoder").pairs[0].is_truncated
+
+
+def test_an_encoder_reads_the_plain_question() -> None:
+    asked = pair(finished=False)
+    assert pair_prompt(asked, "auto", TOKENIZER, "encoder") == "Q?"
+    assert pair_prompt(asked, "chat", TOKENIZER, "encoder") == pair_prompt(asked, "chat", TOKENIZER)

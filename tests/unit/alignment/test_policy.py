@@ -57,7 +57,7 @@ def test_a_scaling_that_the_configuration_names_is_followed() -> None:
 
 
 def test_a_model_without_such_masks_gets_separate_rows_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    from triptych.alignment.policy import _takes_packed_masks
+    from triptych.alignment.trunk import _takes_packed_masks
 
     with caplog.at_level(logging.INFO, logger="triptych"):
         assert not _takes_packed_masks(Maskless(ValueError("wrong rank"), tiny_llama().model), None)
@@ -65,7 +65,7 @@ def test_a_model_without_such_masks_gets_separate_rows_and_it_is_said(caplog: py
 
 
 def test_running_out_of_memory_is_no_answer() -> None:
-    from triptych.alignment.policy import _takes_packed_masks
+    from triptych.alignment.trunk import _takes_packed_masks
 
     with pytest.raises(torch.OutOfMemoryError):
         _takes_packed_masks(Maskless(torch.OutOfMemoryError("full"), tiny_llama().model), None)
