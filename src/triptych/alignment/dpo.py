@@ -94,7 +94,7 @@ class DpoTask:
         batch = self._order.batch(step)
         mine = [self._train[row] for row in self._workers.share(batch)]
         sums = torch.zeros(8, dtype=torch.float64)
-        for part in micro_batches_of(mine, self._config):
+        for part in micro_batches_of(mine, self._config, self._policy.lm.device):
             packed = self._policy.pack([pair.group for pair in part])
             dropout = dropout_generator(self._config, self._seed, step, part[0].id)
             read = self._policy.logprobs(packed, generator=dropout)
@@ -112,7 +112,7 @@ class DpoTask:
         mine = [self._validation[row] for row in self._workers.share(range(len(self._validation)))]
         sums = torch.zeros(8, dtype=torch.float64)
         seen = HeldOut([], [], [], [], [], [])
-        for part in micro_batches_of(mine, self._config):
+        for part in micro_batches_of(mine, self._config, self._policy.lm.device):
             packed = self._policy.pack([pair.group for pair in part])
             compared = self._policy.compare(packed)
             sums_of = [completion_sums(one, packed) for one in (compared.logprobs, compared.reference)]
@@ -158,10 +158,12 @@ def completion_sums(logprobs: Tensor, packed: Packed) -> Tensor:
     return sums.view(-1, 2)
 
 
-def micro_batches_of(pairs: Sequence[EncodedPair], config: TrainingConfig) -> list[list[EncodedPair]]:
+def micro_batches_of(
+    pairs: Sequence[EncodedPair], config: TrainingConfig, device: torch.device
+) -> list[list[EncodedPair]]:
     """The pairs in their order, as many in a pass as fit."""
     sizes = [pair.group.n_tokens for pair in pairs]
-    ranges = micro_batches(sizes, max_tokens=config.micro_batch_tokens, max_groups=config.micro_batch_size)
+    ranges = micro_batches(sizes, max_tokens=config.pass_tokens(device), max_groups=config.micro_batch_size)
     return [[pairs[i] for i in one] for one in ranges] if pairs else []
 
 
@@ -183,7 +185,7 @@ def reference_logprobs(
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """(chosen, rejected) under the base of each training pair that a step takes, from the cache if they are there."""
-    passes = _passes(pairs, config, workers, seed)
+    passes = _passes(pairs, config, policy.lm.device, workers, seed)
     path = cache_root() / "references" / f"{_reference_key(policy, passes)}.safetensors"
     if workers.is_main and not path.exists():
         table = _compute_references(policy, passes, show_progress)
@@ -195,12 +197,14 @@ def reference_logprobs(
     return {pair.id: (float(row[0]), float(row[1])) for pair, row in zip(in_order, table, strict=True)}
 
 
-def _passes(pairs: Sequence[EncodedPair], config: DpoConfig, workers: Workers, seed: int) -> list[list[EncodedPair]]:
+def _passes(
+    pairs: Sequence[EncodedPair], config: DpoConfig, device: torch.device, workers: Workers, seed: int
+) -> list[list[EncodedPair]]:
     """The passes of the first epoch, of all workers."""
     order = PairOrder(len(pairs), config.batch_size, config.epochs, config.max_steps, seed)
     batches = [order.batch(step) for step in range(min(order.steps, order.per_epoch))]
     shares = [batch[rank :: workers.count] for batch in batches for rank in range(workers.count)]
-    return [part for share in shares for part in micro_batches_of([pairs[row] for row in share], config)]
+    return [part for share in shares for part in micro_batches_of([pairs[row] for row in share], config, device)]
 
 
 def _compute_references(policy: Policy, passes: Sequence[Sequence[EncodedPair]], show_progress: bool) -> Tensor:

@@ -95,6 +95,7 @@ class GrpoTask:
         self.policy, self._config, self._workers, self._seed = policy, config, workers, seed
         self._train, self._validation, self._pairs = train, validation[: config.eval_prompts], held_out_pairs
         self.rewards, self._gold = rewards, gold
+        self._pass_tokens = config.pass_tokens(policy.lm.device)
         self._watch = CollapseWatch(config.watch)
         self._rolled: Rolled | None = None
         self.total_steps = config.steps
@@ -191,7 +192,7 @@ class GrpoTask:
         parts, sums = [], torch.zeros(5, dtype=torch.float64)
         starts = offsets([len(group.rollouts) for group in rolled.groups])
         sizes = [group.group.n_tokens for group in rolled.groups]
-        for part in micro_batches(sizes, max_tokens=config.micro_batch_tokens, max_groups=config.micro_batch_size):
+        for part in micro_batches(sizes, max_tokens=self._pass_tokens, max_groups=config.micro_batch_size):
             groups = [rolled.groups[i] for i in part]
             rows = slice(starts[part.start], starts[part.stop])
             packed = self.policy.pack([group.group for group in groups])
@@ -304,7 +305,7 @@ class GrpoTask:
         """Exact token KL on the policy's own samples, nats per token."""
         divergence, tokens = 0.0, 0
         sizes = [group.group.n_tokens for group in groups]
-        for part in micro_batches(sizes, max_tokens=self._config.micro_batch_tokens):
+        for part in micro_batches(sizes, max_tokens=self._pass_tokens):
             compared = self.policy.compare(self.policy.pack([groups[i].group for i in part]))
             divergence += float(compared.kl.sum())
             tokens += len(compared.kl)
@@ -318,7 +319,7 @@ class GrpoTask:
         mine = [self._pairs[row] for row in self._workers.share(range(len(self._pairs)))]
         sums = torch.zeros(3, dtype=torch.float64)
         groups = [pair.group._replace(completions=pair.group.completions[:1]) for pair in mine]
-        for part in micro_batches([group.n_tokens for group in groups], max_tokens=self._config.micro_batch_tokens):
+        for part in micro_batches([group.n_tokens for group in groups], max_tokens=self._pass_tokens):
             compared = self.policy.compare(self.policy.pack([groups[i] for i in part]))
             columns = (compared.logprobs, compared.reference, torch.ones_like(compared.kl))
             sums += torch.stack([column.double().sum() for column in columns]).cpu()

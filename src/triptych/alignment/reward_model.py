@@ -105,7 +105,7 @@ class RewardTask:
         with torch.no_grad():
             parts = [
                 self._scorer.scores([p.group for p in part]).view(-1, 2)
-                for part in micro_batches_of(pairs, self._config)
+                for part in micro_batches_of(pairs, self._config, self._scorer.device)
             ]
         return [float(chosen - rejected) for part in parts for chosen, rejected in part]
 
@@ -124,7 +124,7 @@ class RewardTask:
     def _run(self, pairs: Sequence[EncodedPair], n: int, step: int | None) -> dict[str, float | None]:
         """Losses of some pairs, with gradients for a step (None: evaluation); means over the n pairs of all workers."""
         sums = torch.zeros(4, dtype=torch.float64)
-        for part in micro_batches_of(pairs, self._config):
+        for part in micro_batches_of(pairs, self._config, self._scorer.device):
             dropout = None
             if step is not None:
                 dropout = dropout_generator(self._config, self._seed, step, part[0].id)

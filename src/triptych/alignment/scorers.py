@@ -31,6 +31,7 @@ class Scorer(Protocol):
     """As PEFT or transformers has it, to be saved."""
     parameters: dict[str, nn.Parameter]
     path: str
+    device: torch.device
 
     def scores(self, groups: Sequence[Group], generator: torch.Generator | None = None) -> Tensor:
         """One a completion, in order, fp32; `generator` draws dropout masks, None is evaluation."""
@@ -51,6 +52,7 @@ class DecoderScorer:
     ) -> None:
         self.model = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.device: torch.device = base.device
         self._head = _head_weight(base.score)
         body_names = [name for name in self.parameters if ".modules_to_save." not in name]
         self._trunk = make_trunk(
@@ -82,6 +84,7 @@ class EncoderScorer:
     ) -> None:
         self.model = model
         self._base = base
+        self.device: torch.device = base.device
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._dropouts = lora_dropouts(model)
         if checkpointing:
@@ -92,10 +95,9 @@ class EncoderScorer:
 
     def scores(self, groups: Sequence[Group], generator: torch.Generator | None = None) -> Tensor:
         rows = [(group.prompt, answer) for group in groups for answer in group.completions]
-        device = self._base.device
 
         def padded(values: list[Tensor], filler: int) -> Tensor:
-            return pad_sequence(values, batch_first=True, padding_value=filler).to(device)
+            return pad_sequence(values, batch_first=True, padding_value=filler).to(self.device)
 
         inputs = {
             "input_ids": padded([torch.tensor([*prompt, *answer]) for prompt, answer in rows], self._pad),

@@ -134,7 +134,7 @@ def _reward(panel: Panel, setup: Setup) -> Plan:
             peft_config=_peft_settings(setup),
         )
 
-    return Plan(build, _pair_sizes(config, setup), COMMON_NAMES | REWARD_NAMES)
+    return Plan(build, _pair_sizes(config, panel, setup), COMMON_NAMES | REWARD_NAMES)
 
 
 def _dpo(panel: Panel, setup: Setup) -> Plan:
@@ -158,7 +158,7 @@ def _dpo(panel: Panel, setup: Setup) -> Plan:
 
     # TRL's rewards are not length-normalised where its loss is.
     names = {} if config.loss.name == "length_normalised_dpo" else PAIR_NAMES
-    return Plan(build, _pair_sizes(config, setup), COMMON_NAMES | names)
+    return Plan(build, _pair_sizes(config, panel, setup), COMMON_NAMES | names)
 
 
 def _grpo(panel: Panel, setup: Setup) -> Plan:
@@ -183,7 +183,7 @@ def _grpo(panel: Panel, setup: Setup) -> Plan:
     lengths = [len(encode_prompt(str(prompt.prompt), setup.tokenizer)) for prompt in setup.train]
     # Of whole completions there, of tokens here.
     names = {name: key for name, key in ROLLOUT_NAMES.items() if config.loss.name != "gspo" or name != "clip_fraction"}
-    return Plan(build, rollout_sizes(config, lengths), COMMON_NAMES | names, judge.latest)
+    return Plan(build, rollout_sizes(config, resolve_device(panel.device), lengths), COMMON_NAMES | names, judge.latest)
 
 
 PLANS: dict[Method, Callable[[Panel, Setup], Plan]] = {"reward": _reward, "dpo": _dpo, "grpo": _grpo}
@@ -194,8 +194,9 @@ def _order(config: RewardConfig | DpoConfig, setup: Setup, seed: int) -> "EpochO
     return EpochOrder(PairOrder(n, config.batch_size, config.epochs, config.max_steps, seed), n)
 
 
-def _pair_sizes(config: RewardConfig | DpoConfig, setup: Setup) -> PassSizes:
-    return pass_sizes(config, config.batch_size, longest_pair(setup.train), len(setup.train))
+def _pair_sizes(config: RewardConfig | DpoConfig, panel: Panel, setup: Setup) -> PassSizes:
+    device = resolve_device(panel.device)
+    return pass_sizes(config, device, config.batch_size, longest_pair(setup.train), len(setup.train))
 
 
 # --- TRL's trainer on our tokens, in our order ------------------------------------------------------------------------

@@ -130,22 +130,22 @@ class PassSizes(NamedTuple):
     passes: int
 
 
-def pass_sizes(config: TrainingConfig, batch: int, longest: int, n: int) -> PassSizes:
+def pass_sizes(config: TrainingConfig, device: torch.device, batch: int, longest: int, n: int) -> PassSizes:
     """A whole batch where it fits into `micro_batch_tokens`; else a common divisor of it and of an epoch's rest.
 
     TRL takes means of means, which are means only where all passes have as many rows.
     """
-    fitting = min(max(1, config.micro_batch_tokens // longest), config.micro_batch_size or batch)
+    fitting = min(max(1, config.pass_tokens(device) // longest), config.micro_batch_size or batch)
     common = math.gcd(batch, n)
     rows = max((d for d in range(1, fitting + 1) if common % d == 0), default=1) if batch > fitting else batch
     return PassSizes(rows, batch // rows)
 
 
-def rollout_sizes(config: GrpoConfig, prompts: Sequence[int]) -> PassSizes:
+def rollout_sizes(config: GrpoConfig, device: torch.device, prompts: Sequence[int]) -> PassSizes:
     batch = config.prompts_per_step * config.group_size
     per_group = None if config.micro_batch_size is None else config.micro_batch_size * config.group_size
     limited = config.model_copy(update={"micro_batch_size": per_group})
-    return pass_sizes(limited, batch, max(prompts) + config.max_new_tokens, batch)
+    return pass_sizes(limited, device, batch, max(prompts) + config.max_new_tokens, batch)
 
 
 def longest_pair(pairs: Sequence[EncodedPair]) -> int:

@@ -129,7 +129,7 @@ def _encoded(pair: PairIds) -> EncodedPair:
 def _references(policy: Policy, pairs: Sequence[EncodedPair], config: DpoConfig) -> dict[str, tuple[float, float]]:
     """As `triptych.alignment.dpo.reference_logprobs`, without its cache: a warm one would flatter us."""
     found: dict[str, tuple[float, float]] = {}
-    for part in micro_batches_of(pairs, config):
+    for part in micro_batches_of(pairs, config, CPU):
         packed = policy.pack([pair.group for pair in part])
         sums = completion_sums(policy.reference_logprobs(packed), packed)
         found |= {pair.id: (float(row[0]), float(row[1])) for pair, row in zip(part, sums, strict=True)}

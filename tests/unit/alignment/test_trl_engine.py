@@ -290,4 +290,4 @@ def test_passes_have_as_many_rows_each(
     batch: int, n: int, longest: int, changed: dict[str, Any], expected: PassSizes
 ) -> None:
     config = DpoConfig(micro_batch_tokens=2048, **changed)
-    assert pass_sizes(config, batch, longest, n) == expected
+    assert pass_sizes(config, torch.device("cpu"), batch, longest, n) == expected

@@ -370,4 +370,4 @@ def _read_projection(owner: Any, *names: str) -> Projection:
     for module, rows in zip(bases, merged.split([len(weight) for weight in weights]), strict=True):
         # The same numbers, once in memory: the modules become views of the merged product.
         module.weight.data = rows
-    return Projection(merged, packed_linear(merged), tuple(loras))
+    return Projection(merged, packed_linear(*[module.weight for module in bases]), tuple(loras))
