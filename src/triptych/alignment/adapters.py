@@ -45,8 +45,9 @@ def with_lora(
 
     Raises `ModelError` where the model has no module of those names.
     """
-    # PEFT takes seconds to import.
-    import peft
+    with quiet_transformers():
+        # Takes seconds.
+        import peft
 
     targets = list(config.targets) if isinstance(config.targets, tuple) else config.targets
     # PEFT draws first weights from torch's global generator, which is put back; they are drawn again below.

@@ -252,9 +252,9 @@ def load_trained_reward_model(
 
 
 def _with_adapter(base: Any, folder: Path, source: ModelSource) -> nn.Module:
-    import peft
-
     with quiet_transformers():
+        import peft
+
         try:
             model: nn.Module = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=False)
         except LOAD_ERRORS as error:

@@ -197,11 +197,12 @@ def _ensure_pad_token(
 
 def _with_adapter(base: PreTrainedModel, folder: Path, spec: str, device: torch.device) -> nn.Module:
     """`base` with an adapter around it, every one of whose weights comes from the folder."""
-    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     misfit = f"adapter {folder} does not fit model {spec}"
     with quiet_transformers():
+        from peft import PeftModel, get_peft_model_state_dict
+
         try:
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
             with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:

@@ -77,7 +77,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps progress bars, advice and warnings of transformers and PEFT off the terminal; puts their settings back.
+    """Keeps progress bars, advice and warnings of transformers, PEFT and bitsandbytes off the terminal, for a while.
 
     What matters among the warnings (weights that are missing or left over) is checked by whoever loads.
     """
@@ -85,11 +85,16 @@ def quiet_transformers() -> Iterator[None]:
     had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
+    # PEFT imports it where it is installed, and it then tells of kernels that it did not find.
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    level = bitsandbytes.level
+    bitsandbytes.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        bitsandbytes.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if had_bars:
             transformers_logging.enable_progress_bar()

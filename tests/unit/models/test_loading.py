@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,14 @@ def test_a_second_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_transformers_gets_its_settings_back(capfd: pytest.CaptureFixture[str]) -> None:
     def settings() -> tuple[Any, ...]:
-        return transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        bars = transformers_logging.is_progress_bar_enabled()
+        return transformers_logging.get_verbosity(), bars, logging.getLogger("bitsandbytes").level
 
     before = settings()
     with pytest.raises(RuntimeError, match="inside"), quiet_transformers():
         assert not transformers_logging.is_progress_bar_enabled()
         transformers_logging.get_logger("transformers.x").warning("advice")
+        logging.getLogger("bitsandbytes.x").warning("advice")
         raise RuntimeError("inside")
     assert settings() == before
     assert capfd.readouterr().err == ""
