@@ -8,7 +8,7 @@ products of another shape would round otherwise: in bf16 that is not little.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.head import TokenComparison
-from triptych.alignment.loop import GO_ON, Decision, TrainingConfig
+from triptych.alignment.loop import Stateless, TrainingConfig
 from triptych.alignment.losses import Dpo, LossOutput, PairLogps, PreferenceLoss, preference_loss
 from triptych.alignment.optimisation import OptimiserConfig
 from triptych.alignment.packing import Packed, micro_batches
@@ -67,7 +67,7 @@ class HeldOut(NamedTuple):
     kl: list[float]
 
 
-class DpoTask:
+class DpoTask(Stateless):
     """DPO as the training loop sees it."""
 
     name = "dpo"
@@ -129,18 +129,6 @@ class DpoTask:
             "perplexity_reference": math.exp(nll_reference / tokens),
             "kl": kl / tokens,
         }
-
-    def judge(self, step: int, measured: Mapping[str, float | None]) -> Decision:
-        return GO_ON
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing: a step is a function of the seed and the weights."""
-
-    def can_pause(self, step: int) -> bool:
-        return True
 
     def _references_of(self, part: Sequence[EncodedPair]) -> Tensor:
         return torch.tensor([self._references[pair.id] for pair in part])

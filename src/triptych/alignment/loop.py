@@ -91,6 +91,22 @@ class Task(Protocol):
         """Whether everything that step `step` needs can be made again from the weights alone."""
 
 
+class Stateless:
+    """The part of a task whose steps are functions of the seed and the weights, and which nothing stops."""
+
+    def judge(self, step: int, measured: Mapping[str, float | None]) -> Decision:
+        return GO_ON
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def can_pause(self, step: int) -> bool:
+        return True
+
+
 class Trained(NamedTuple):
     """How a run ended."""
 

@@ -5,7 +5,7 @@ them. What is scored at use is built by the function that built it in training; 
 says how. Not here: from tokens to scores (`scorers`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from triptych.alignment.adapters import with_lora
 from triptych.alignment.dpo import PairOrder, dropout_generator, micro_batches_of
 from triptych.alignment.encoding import READERS, EncodedPair, Kind, Template, resolve_template
-from triptych.alignment.loop import GO_ON, Decision, TrainingConfig
+from triptych.alignment.loop import Stateless, TrainingConfig
 from triptych.alignment.losses import bradley_terry
 from triptych.alignment.optimisation import OptimiserConfig
 from triptych.alignment.packing import Group, micro_batches
@@ -67,7 +67,7 @@ class RewardReading(Record):
     """Of the parts of the head that are not saved; all of them are, so that it only names the run."""
 
 
-class RewardTask:
+class RewardTask(Stateless):
     """Reward modelling as the training loop sees it."""
 
     name = "reward"
@@ -108,18 +108,6 @@ class RewardTask:
                 for part in micro_batches_of(pairs, self._config, self._scorer.device)
             ]
         return [float(chosen - rejected) for part in parts for chosen, rejected in part]
-
-    def judge(self, step: int, measured: Mapping[str, float | None]) -> Decision:
-        return GO_ON
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing: a step is a function of the seed and the weights."""
-
-    def can_pause(self, step: int) -> bool:
-        return True
 
     def _run(self, pairs: Sequence[EncodedPair], n: int, step: int | None) -> dict[str, float | None]:
         """Losses of some pairs, with gradients for a step (None: evaluation); means over the n pairs of all workers."""

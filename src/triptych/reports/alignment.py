@@ -19,7 +19,7 @@ from triptych.reports.alignment_findings import (
     sentence_of,
 )
 from triptych.reports.alignment_inputs import Alignment, TrainingRun, read_alignment
-from triptych.reports.figures import TRAINING_FIGURES, Rendered, render_training
+from triptych.reports.figures import TRAINING_FIGURES, files_of, render_training
 from triptych.reports.figures.training import shown
 from triptych.reports.glossary import TRAINING
 from triptych.reports.html import render as fill
@@ -70,7 +70,7 @@ def alignment_section(run_dir: Path) -> Section | None:
         _settings_part(run),
         Part("costs", "Training costs", _tables([tables.costs_table(run)])),
     )
-    return Section("alignment", "Alignment", findings(run), parts, {**_figure_files(drawn), **_table_files(run)})
+    return Section("alignment", "Alignment", findings(run), parts, {**files_of(drawn), **_table_files(run)})
 
 
 def _tables(listed: list[Table], intro: str = "", file: str | None = None) -> Markup:
@@ -136,15 +136,6 @@ def _definitions(of: TrainingRun) -> list[tuple[str, str]]:
 def _settings_part(run: Alignment) -> Part:
     listed = [table for of in run.runs.values() for table in tables.settings_tables(of, run.manifest.config)]
     return Part("settings", "Training settings", _tables(listed, file=SETTINGS))
-
-
-def _figure_files(drawn: list[Rendered]) -> dict[str, bytes]:
-    files = {}
-    for figure in drawn:
-        if figure.absent is None:
-            files[f"figures/{figure.name}.svg"] = figure.svg.encode()
-            files[f"figures/{figure.name}.png"] = figure.png
-    return files
 
 
 def _table_files(run: Alignment) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from triptych.reports import format as fmt
 from triptych.reports import tables
 from triptych.reports.completions import SHADES, PromptView, grouped, read_prompt_views
-from triptych.reports.figures import OWN_FIGURES, PAPER_FIGURES, Rendered, render
+from triptych.reports.figures import OWN_FIGURES, PAPER_FIGURES, Rendered, files_of, render
 from triptych.reports.findings import findings
 from triptych.reports.glossary import SCOPES, describe, in_order
 from triptych.reports.html import render as fill
@@ -56,7 +56,7 @@ def decoding_section(run_dir: Path) -> Section | None:
         _methods_part(run),
         *_costs_part(run),
     )
-    return Section("decoding", "Decoding", findings(run), parts, {**_figure_files(drawn), **_other_files(run, views)})
+    return Section("decoding", "Decoding", findings(run), parts, {**files_of(drawn), **_other_files(run, views)})
 
 
 def _figures(drawn: list[Rendered]) -> Markup:
@@ -132,15 +132,6 @@ def _cost(name: str, cost: float | int | str | None) -> str:
     if name.endswith("bytes"):
         return fmt.size(cost)
     return fmt.number(cost, 0 if isinstance(cost, int) else 1)
-
-
-def _figure_files(drawn: list[Rendered]) -> dict[str, bytes]:
-    files = {}
-    for figure in drawn:
-        if figure.absent is None:
-            files[f"figures/{figure.name}.svg"] = figure.svg.encode()
-            files[f"figures/{figure.name}.png"] = figure.png
-    return files
 
 
 def _other_files(run: Decoding, views: list[PromptView]) -> dict[str, bytes]:

@@ -19,6 +19,7 @@ from torch.autograd.function import FunctionCtx
 
 from triptych.alignment.backends import kernels
 from triptych.alignment.packing import Packed, Segment
+from triptych.decoding.kernels import gated_silu
 from triptych.models.llama import Linear, head_dim, is_plain_llama, packed_linear
 from triptych.simd import as_array
 
@@ -331,7 +332,7 @@ def _norm_backward(x: Tensor, weight: Tensor, epsilon: float, d_out: Tensor, d_x
 
 def _gated(gate_up: Tensor) -> Tensor:
     out = torch.empty(len(gate_up), gate_up.shape[1] // 2, dtype=gate_up.dtype)
-    kernels.gated_silu(as_array(gate_up), as_array(out))
+    gated_silu(as_array(gate_up), as_array(out))
     return out
 
 

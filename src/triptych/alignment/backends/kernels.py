@@ -49,20 +49,6 @@ def rms_norm_backward(x: Any, weight: Any, epsilon: float, d_out: Any, d_x: Any)
 
 @njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
 @no_type_check
-def gated_silu(gate_up: Any, out: Any) -> None:
-    """out = silu(gate) · up for gate_up = [rows, 2·I] = [gate | up]."""
-    width = out.shape[1]
-    for r in prange(gate_up.shape[0]):
-        gate, up, row = gate_up[r, :width], gate_up[r, width:], out[r]
-        for i in range(width):
-            x = load(gate[i])
-            e = exp(-abs(x))
-            sigmoid = (F32(1.0) if x >= F32(0.0) else e) / (F32(1.0) + e)
-            row[i] = store(row[i], x * sigmoid * load(up[i]))
-
-
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
-@no_type_check
 def gated_silu_backward(gate_up: Any, d_out: Any, d_gate_up: Any) -> None:
     """The gradient of `gated_silu` at gate_up, given that of its result."""
     width = d_out.shape[1]

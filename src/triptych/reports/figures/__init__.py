@@ -1,5 +1,6 @@
 """Figures of a run, numbered as in the paper, and ours beside them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -38,6 +39,16 @@ class Rendered(NamedTuple):
     def inline_svg(self) -> Markup:
         """The SVG for a page."""
         return Markup(inline(self.svg, self.alt))  # noqa: S704 - serialised, and so escaped, by ElementTree
+
+
+def files_of(drawn: Sequence[Rendered]) -> dict[str, bytes]:
+    """What a run directory gets of the figures that could be drawn."""
+    files = {}
+    for figure in drawn:
+        if figure.absent is None:
+            files[f"figures/{figure.name}.svg"] = figure.svg.encode()
+            files[f"figures/{figure.name}.png"] = figure.png
+    return files
 
 
 def render(spec: FigureSpec, run: Decoding) -> Rendered:
