@@ -7,6 +7,7 @@ the judging of differences to the claims, whose verdicts come with the run.
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from triptych.records import Verdict
 from triptych.reports.arms import Arm, at_temperature, families, name_arms, name_families
 from triptych.reports.figures.spec import arms_of, sweeps
 from triptych.reports.figures.tradeoff import is_scored
@@ -15,12 +16,13 @@ from triptych.reports.glossary import Scope
 from triptych.reports.inputs import Decoding
 from triptych.reports.settings import model_name
 
-VERDICT_WORDS = {
-    "agrees": "{} with this run",
-    "disagrees": "{}",
-    "undecided": "{} at this sample size",
-    "not tested": "{}",
+VERDICT_WORDS: dict[Verdict, tuple[str, str]] = {
+    "agrees": ("agrees with this run", "agree with this run"),
+    "disagrees": ("disagrees", "disagree"),
+    "undecided": ("is undecided at this sample size", "are undecided at this sample size"),
+    "not tested": ("is not tested", "are not tested"),
 }
+"""Of one claim, and of several."""
 
 
 def findings(run: Decoding) -> tuple[str, ...]:
@@ -107,7 +109,7 @@ def _claims(run: Decoding) -> Iterator[str]:
     if not run.claims:
         return
     found = Counter(claim.verdict for claim in run.claims)
-    parts = [f"{found[verdict]} {words.format(verdict)}" for verdict, words in VERDICT_WORDS.items() if found[verdict]]  # type: ignore[index]
+    parts = [f"{n} {words[n > 1]}" for verdict, words in VERDICT_WORDS.items() if (n := found[verdict])]
     yield f"Of {plural(len(run.claims), 'claim')} that the paper makes about decoding: {joined(parts)}."
 
 

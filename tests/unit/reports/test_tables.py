@@ -90,7 +90,7 @@ def test_the_summary_holds_the_runs_numbers(built: Path) -> None:
     text = " ".join(findings(read_decoding(built)))
     assert "4 prompts" in text
     assert "40 completions" in text
-    assert "1 agrees with this run, 1 disagrees, 1 undecided at this sample size and 1 not tested" in text
+    assert "1 agrees with this run, 1 disagrees, 1 is undecided at this sample size and 1 is not tested" in text
     assert "highest mean reward" in text
     assert "[" in text  # intervals
 
