@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from triptych.data import encode_prompt
-from triptych.decoding.backends import Backend, FusedBackend, GenericBackend
+from triptych.decoding.backends import Backend, FusedBackend, GenericBackend, require_cache
 from triptych.decoding.backends.fused import supports
 from triptych.decoding.batch import Batch, EngineStats, Job, PromptEntry, Unit
 from triptych.decoding.stopping import Stopping, StopRules
@@ -63,6 +63,7 @@ class Engine:
     ) -> None:
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        require_cache(lm)
         self._lm = lm
         self._seed = seed
         self._limits = limits or Limits()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from triptych.alignment.adapters import LoraConfig
 from triptych.alignment.policy import Policy, require_known_head
+from triptych.alignment.trunk import shares_prefixes
 from triptych.errors import ModelError
 from triptych.models.tiny import tiny_gpt2, tiny_language_model, tiny_llama
 
@@ -32,6 +33,7 @@ class Maskless(nn.Module):
     def __init__(self, error: Exception, inner: Any) -> None:
         super().__init__()
         self._inner, self._error = inner, error
+        self.config = inner.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
         if attention_mask.dim() == 4:
@@ -57,15 +59,11 @@ def test_a_scaling_that_the_configuration_names_is_followed() -> None:
 
 
 def test_a_model_without_such_masks_gets_separate_rows_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    from triptych.alignment.trunk import _takes_packed_masks
-
     with caplog.at_level(logging.INFO, logger="triptych"):
-        assert not _takes_packed_masks(Maskless(ValueError("wrong rank"), tiny_llama().model), None)
+        assert not shares_prefixes(Maskless(ValueError("wrong rank"), tiny_llama().model), None)
     assert "prompts are not shared: Maskless takes no mask of its own (wrong rank)" in caplog.text
 
 
 def test_running_out_of_memory_is_no_answer() -> None:
-    from triptych.alignment.trunk import _takes_packed_masks
-
     with pytest.raises(torch.OutOfMemoryError):
-        _takes_packed_masks(Maskless(torch.OutOfMemoryError("full"), tiny_llama().model), None)
+        shares_prefixes(Maskless(torch.OutOfMemoryError("full"), tiny_llama().model), None)

@@ -12,7 +12,29 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from triptych.errors import ModelError
+from triptych.models import LanguageModel
+
 Slots = npt.NDArray[np.int64]
+
+
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers whose state is keys and values, one of each a token."""
+
+
+def require_cache(lm: LanguageModel) -> None:
+    """Raises `ModelError` for a model that remembers something other than keys and values."""
+    config = lm.base.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not hasattr(config, "num_attention_heads") or kinds - ATTENTION:
+        raise without_cache(lm.spec)
+
+
+def without_cache(spec: str) -> ModelError:
+    return ModelError(
+        f"model '{spec}' keeps no key/value cache that can be shared between rows; choose a transformer that has "
+        "attention in all its layers"
+    )
 
 
 class Prefix(NamedTuple):

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from triptych.decoding.backends.base import Backend, Prefix, Slots, StepOutput
-from triptych.errors import ModelError
+from triptych.decoding.backends.base import Backend, Prefix, Slots, StepOutput, without_cache
 from triptych.models import LanguageModel
 
 _PREFILL_TOKENS = 4096
@@ -132,6 +131,8 @@ class GenericBackend(Backend):
         output = self._model(
             input_ids=ids.to(self._device),
             attention_mask=mask.long(),
+            # The model's own cache would drop what lies behind a sliding window; the mask hides it just as well.
+            past_key_values=DynamicCache(),
             use_cache=True,
             output_hidden_states=True,
         )
@@ -151,10 +152,7 @@ class GenericBackend(Backend):
     def _layers(self, cache: object) -> _Layers:
         layers = getattr(cache, "layers", None)
         if not layers or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers):
-            raise ModelError(
-                f"model '{self._spec}' keeps no key/value cache that can be shared between rows; "
-                "choose a transformer with full attention"
-            )
+            raise without_cache(self._spec)
         return _Layers([layer.keys for layer in layers], [layer.values for layer in layers])
 
 
