@@ -1,7 +1,8 @@
 """The command line: parse, call, print the path. Nothing else.
 
-Exit codes: 0 done; 1 the work failed; 2 bad usage or bad input; 130 stopped by the user. An error is one sentence on
-stderr, and a traceback only with `--debug`. Not here: what commands do (`triptych.commands`).
+Exit codes: 0 done; 1 the work failed, or an audit found what `--fail-on` names; 2 bad usage or bad input; 130 stopped
+by the user. An error is one sentence on stderr, and a traceback only with `--debug`. Not here: what commands do
+(`triptych.commands`).
 """
 
 import errno
@@ -17,6 +18,7 @@ import typer
 
 from triptych import __version__
 from triptych.commands.align import align
+from triptych.commands.audit import audit
 from triptych.commands.bench import bench
 from triptych.commands.decode import decode
 from triptych.commands.doctor import doctor
@@ -42,7 +44,7 @@ app = typer.Typer(
     help="Decode, align and interpret small models, and say what changed and whether to trust it.",
     epilog="--debug, --json and --quiet may also stand after the command.",
 )
-for command in (study, decode, report, doctor):
+for command in (study, decode, audit, report, doctor):
     app.command()(command)
 app.add_typer(align, name="align")
 app.add_typer(bench, name="bench")
@@ -78,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
             return _tell(error, wanted)
     if isinstance(outcome, Outcome):
         _print(outcome, wanted)
-        return DONE
+        return FAILED if outcome.is_failure else DONE
     # typer makes an exit code of Ctrl-C, or an Abort, from version to version.
     if outcome == STOPPED:
         return _tell(KeyboardInterrupt(), wanted)

@@ -43,9 +43,13 @@ class PartStore:
     def done_ids(self) -> frozenset[str]:
         return frozenset(self._parts)
 
+    def read(self, unit: str) -> pa.Table:
+        """The table of a finished unit, as it was saved."""
+        return _without_unit(pq.read_table(self._parts[unit]))
+
     def read_all(self) -> dict[str, pa.Table]:
         """Unit id → its table, as it was saved."""
-        return {unit: _without_unit(pq.read_table(path)) for unit, path in self._parts.items()}
+        return {unit: self.read(unit) for unit in self._parts}
 
     def discard(self) -> None:
         """Removes all parts: for when the stage has written its own file."""

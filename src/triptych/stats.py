@@ -6,11 +6,13 @@ None or NaN are unscored: left out and counted, never zero. Not here: pooled fig
 """
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.stats
 from scipy.special import ndtri, stdtrit
 
 from triptych.records import Estimate
@@ -89,6 +91,68 @@ def paired_difference(
     return estimate.model_copy(update={"method": f"paired difference, {estimate.method}"})
 
 
+def bootstrap_statistic(
+    statistic: Callable[..., FloatArray],
+    columns: Sequence[Sequence[float | None]],
+    *,
+    seed: int,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+) -> Estimate:
+    """Any statistic of one row a prompt (a median, a ratio of means, a difference of the two), with a BCa interval.
+
+    `statistic(*columns, axis)` reduces arrays [..., prompts] along `axis`; it sees None as NaN. Prompts are resampled
+    whole, the same ones in every column. n counts the rows without a missing value.
+
+    Source: Efron 1987, as `scipy.stats.bootstrap` has it. Departure: percentiles where a bias is not defined, because
+    all resamples lie on one side; and no interval where a resample has no value.
+    """
+    data = [_as_array(column) for column in columns]
+    n = int(np.count_nonzero(~np.isnan(np.stack(data)).any(axis=0)))
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        # Of a column without a value, and of resamples that are all alike: told below.
+        warnings.simplefilter("ignore")
+        value = float(statistic(*data, axis=-1))
+        interval = (
+            _bca(statistic, data, seed, n_resamples, level) if len(data[0]) > 1 and math.isfinite(value) else None
+        )
+    counts = {"n": n, "n_clusters": n, "n_unscored": len(data[0]) - n}
+    if not math.isfinite(value):
+        return Estimate(mean=None, low=None, high=None, method=_NOTHING_SCORED, **counts)
+    if interval is None:
+        return Estimate(mean=value, low=None, high=None, method=_ONE_CLUSTER, **counts)
+    return Estimate(mean=value, low=interval.low, high=interval.high, method=interval.method, **counts)
+
+
+def _bca(
+    statistic: Callable[..., FloatArray], data: Sequence[FloatArray], seed: int, n_resamples: int, level: float
+) -> "_Interval":
+    options = {"n_resamples": n_resamples, "confidence_level": level, "vectorized": True, "paired": True}
+    for name, method in (("BCa", "BCa bootstrap"), ("percentile", "percentile bootstrap")):
+        found = scipy.stats.bootstrap(data, statistic, method=name, rng=_generator(seed), **options)
+        low, high = float(found.confidence_interval.low), float(found.confidence_interval.high)
+        spread = float(np.ptp(found.bootstrap_distribution))
+        if spread <= 1e-12 * float(np.abs(found.bootstrap_distribution).max()):
+            return _Interval(None, None, _ALL_ALIKE)
+        if math.isfinite(low) and math.isfinite(high):
+            return _Interval(low, high, f"{100 * level:g}% {method} over prompts, {n_resamples} resamples")
+    return _Interval(None, None, "no interval: too few prompts have a value")
+
+
+def exponential(estimate: Estimate) -> Estimate:
+    """e to the mean and to both ends: of log-perplexities, the interval of a perplexity."""
+    ends = {
+        name: None if value is None else math.exp(value) for name, value in estimate if name in ("mean", "low", "high")
+    }
+    return estimate.model_copy(update={**ends, "method": f"{estimate.method}, of logarithms"})
+
+
+def bare(value: float | None, n: int, why: str) -> Estimate:
+    """A figure that has no interval, and why."""
+    method = f"no interval: {why}" if value is not None else _NOTHING_SCORED
+    return Estimate(mean=value, low=None, high=None, n=n, n_clusters=n, method=method)
+
+
 def sign_flip_test(
     differences: Sequence[float | None], clusters: Sequence[Hashable], *, seed: int, n_flips: int = 9999
 ) -> float:
@@ -155,6 +219,26 @@ def jackknife_estimate(
         n_unscored=n_unscored,
         method=method,
     )
+
+
+def jackknife_error(without_each: FloatArray) -> float:
+    """The standard error of a figure, given the same figure without each prompt (Tukey 1958)."""
+    n = len(without_each)
+    return math.sqrt((n - 1) / n * float(np.square(without_each - without_each.mean()).sum()))
+
+
+def delete_one(value: float, without_each: FloatArray, *, n: int) -> Estimate:
+    """A pooled figure, or a difference of two, ± t(prompts - 1) times its jackknife error; n counts observations."""
+    n_prompts = len(without_each)
+    if math.isnan(value) or n_prompts < 2 or np.isnan(without_each).any():
+        mean, method = (None, _NOTHING_SCORED) if math.isnan(value) else (value, _ONE_CLUSTER)
+        return Estimate(mean=mean, low=None, high=None, n=n, n_clusters=n_prompts, method=method)
+    error = jackknife_error(without_each)
+    if error <= 1e-12 * max(1.0, abs(value)):
+        return Estimate(mean=value, low=None, high=None, n=n, n_clusters=n_prompts, method=_ALL_ALIKE)
+    half = _student_quantile(n_prompts, 0.95) * error
+    method = "95% delete-a-prompt jackknife"
+    return Estimate(mean=value, low=value - half, high=value + half, n=n, n_clusters=n_prompts, method=method)
 
 
 _NOTHING_SCORED = "no estimate: nothing was scored"

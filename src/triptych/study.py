@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, model_validator
 
 from triptych.alignment.plan import AlignmentConfig
+from triptych.auditing.plan import AuditingConfig, pair_source
 from triptych.config import Config, apply_overrides, load_yaml, parse_config
 from triptych.decoding.plan import DecodingConfig
 from triptych.errors import ConfigError, InputError, suggestion
@@ -34,14 +35,22 @@ class StudyConfig(Config):
     seed: int = Field(default=0, ge=0)
     decoding: DecodingConfig | None = None
     alignment: AlignmentConfig | None = None
+    auditing: AuditingConfig | None = None
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "StudyConfig":
-        if self.decoding is None and self.alignment is None:
-            raise ValueError("neither decoding nor alignment is configured; there is nothing to do")
+        if self.decoding is None and self.alignment is None and self.auditing is None:
+            raise ValueError("neither decoding nor alignment nor auditing is configured; there is nothing to do")
         has_own = self.alignment is not None and self.alignment.reward is not None
         if self.decoding is not None and self.decoding.reward_model == "trained" and not has_own:
             raise ValueError("decoding.reward_model is 'trained' and alignment.reward is missing; configure it")
+        if self.auditing is not None:
+            pair_source(self.auditing, self.alignment)
+            specs = (*self.auditing.scorers, self.auditing.gold or "")
+            if not has_own and any(spec.partition("=")[0] == "reward_model" for spec in specs):
+                raise ValueError(
+                    "auditing scores by reward_model and alignment.reward is missing; configure it, or write model:DIR"
+                )
         return self
 
 
@@ -107,8 +116,8 @@ def run_study(
     Raises an `InputError` for what the user can mend and a `WorkError` where the work itself failed.
     """
     workers = Workers(config.device)
-    if workers.count > 1 and config.decoding is not None:
-        raise ConfigError("decoding runs in one process; start several for `triptych align` alone")
+    if workers.count > 1 and (config.decoding is not None or config.auditing is not None):
+        raise ConfigError("decoding and auditing run in one process; start several for `triptych align` alone")
     if not workers.is_main:
         # Not before the first one has opened the run.
         workers.wait()
@@ -158,6 +167,11 @@ def _run_panels(config: StudyConfig, run: Journal, workers: Workers, *, show_pro
         did_work |= run_decoding(load_model, config.decoding, run.run, seed=config.seed, show_progress=show_progress)
     if panel is not None:
         did_work |= train_policies(panel)
+    if isinstance(run, Tracked) and config.auditing is not None:
+        from triptych.auditing.study import Audit, run_auditing
+
+        shared = (load_model, config.model, config.device, config.seed, run.run, show_progress)
+        did_work |= run_auditing(Audit(config.auditing, config.alignment, *shared))
     if isinstance(run, Tracked) and (did_work or not run.is_done("report")):
         with run.stage("report"):
             build_report(run.path)

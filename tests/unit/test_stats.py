@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 
 from triptych.records import Estimate
 from triptych.stats import (
+    bare,
+    bootstrap_statistic,
     clustered_bootstrap,
+    delete_one,
+    exponential,
     holm,
     jackknife_estimate,
     paired_difference,
@@ -281,3 +285,61 @@ class TestRefusals:
             clustered_bootstrap([1, 2], ["p", "q"], seed=0, n_resamples=0)
         with pytest.raises(ValueError, match="n_flips must be at least 1"):
             sign_flip_test([1, 2], ["p", "q"], seed=0, n_flips=0)
+
+
+class TestAnyStatistic:
+    def test_the_median_by_hand(self) -> None:
+        found = bootstrap_statistic(np.median, [[3.0, 1.0, 2.0, 9.0, 5.0]], seed=0)
+        assert found.mean == 3.0
+        assert bounds(found)[0] >= 1.0
+        assert bounds(found)[1] <= 9.0
+        assert (found.n, found.n_clusters) == (5, 5)
+
+    def test_columns_are_resampled_together(self) -> None:
+        # b is always a + 1: whatever is drawn, the difference of the means is 1.
+        a = [1.0, 5.0, 2.0, 8.0, 3.0]
+        found = bootstrap_statistic(lambda x, y, axis: y.mean(axis) - x.mean(axis), [a, [v + 1 for v in a]], seed=0)
+        assert (found.mean, found.low, found.method) == (1.0, None, "no interval: all prompts alike")
+
+    def test_one_row_and_nothing(self) -> None:
+        assert bootstrap_statistic(np.median, [[3.0]], seed=0).method == "no interval: one prompt"
+        none = bootstrap_statistic(np.median, [[None, None]], seed=0)
+        assert (none.mean, none.n, none.n_unscored) == (None, 0, 2)
+
+    def test_it_covers_a_spread(self) -> None:
+        # Of normal values; BCa is known to fall a little short at 60.
+        rng, hits = np.random.default_rng(5), 0
+        for trial in range(200):
+            values = rng.normal(0.0, 1.0, 60).tolist()
+            low, high = bounds(bootstrap_statistic(np.std, [values], seed=trial, n_resamples=500))
+            hits += low <= 1.0 <= high
+        assert hits / 200 > 0.88
+
+
+class TestDeleteOne:
+    def test_by_hand(self) -> None:
+        # θ(i) = 1, 2, 3: mean 2, squares 2, se² = 2/3 · 2 = 4/3; t(0.975; 2) = 4.302653.
+        found = delete_one(2.0, np.array([1.0, 2.0, 3.0]), n=7)
+        half = 4.302653 * math.sqrt(4 / 3)
+        assert bounds(found) == pytest.approx((2.0 - half, 2.0 + half), rel=1e-6)
+        assert (found.n, found.n_clusters) == (7, 3)
+
+    def test_no_spread_one_prompt_and_nothing(self) -> None:
+        assert delete_one(0.0, np.zeros(5), n=5).method == "no interval: all prompts alike"
+        assert delete_one(1.0, np.array([1.0]), n=1).method == "no interval: one prompt"
+        assert delete_one(math.nan, np.array([1.0, 2.0]), n=2).mean is None
+
+
+class TestWithoutIntervals:
+    def test_the_exponential_of_an_interval(self) -> None:
+        one = Estimate(mean=math.log(2.0), low=0.0, high=math.log(8.0), n=5, n_clusters=3, method="a method")
+        found = exponential(one)
+        assert (found.mean, found.low, found.high) == pytest.approx((2.0, 1.0, 8.0))
+        assert (found.n, found.n_clusters, found.method) == (5, 3, "a method, of logarithms")
+        assert exponential(one.model_copy(update={"mean": None, "low": None, "high": None})).mean is None
+
+    def test_a_figure_of_the_whole_has_none_and_says_why(self) -> None:
+        found = bare(3.0, 7, "a figure of the whole")
+        assert (found.mean, found.low, found.high, found.n) == (3.0, None, None, 7)
+        assert found.method == "no interval: a figure of the whole"
+        assert bare(None, 7, "x").method == "no estimate: nothing was scored"

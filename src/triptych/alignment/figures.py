@@ -3,7 +3,6 @@
 Not here: the audits, which ask more of a checkpoint (`triptych.auditing`).
 """
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.grpo import GrpoTask
 from triptych.alignment.reward_model import RewardTask
 from triptych.alignment.state import Figure
-from triptych.records import Estimate, Prompt
+from triptych.records import Prompt
 from triptych.runs import read_metrics
-from triptych.stats import clustered_bootstrap, paired_difference
+from triptych.stats import bare, clustered_bootstrap, exponential, paired_difference
 from triptych.workers import Workers
+
+WHOLE = "one figure of the whole held-out set"
 
 
 def reward_figures(
@@ -120,20 +121,5 @@ def grpo_figures(task: GrpoTask, held_out: Sequence[Prompt], run: Path, *, seed:
         ("kl", "exact token KL to the reference on own samples (nats per token)"),
     ):
         if last and last[0].get(name) is not None:
-            figures.append(Figure(name=name, estimate=bare(float(last[0][name]), len(names)), description=what))
+            figures.append(Figure(name=name, estimate=bare(float(last[0][name]), len(names), WHOLE), description=what))
     return figures
-
-
-def exponential(estimate: Estimate) -> Estimate:
-    """e to the mean and to both ends: of log-perplexities, the interval of a perplexity."""
-    ends = {
-        name: None if value is None else math.exp(value) for name, value in estimate if name in ("mean", "low", "high")
-    }
-    return estimate.model_copy(update={**ends, "method": f"{estimate.method}, of logarithms"})
-
-
-def bare(value: float, n: int) -> Estimate:
-    """A figure of the whole set, which has no interval of its own."""
-    return Estimate(
-        mean=value, low=None, high=None, n=n, n_clusters=n, method="no interval: one figure of the whole held-out set"
-    )

@@ -96,11 +96,11 @@ class Policy:
         """Under the original base, [t]."""
         lm, trunk = self._reference_model()
         hidden = self._selected(trunk.run(packed, False, None), packed, trunk)
-        weight = _plain_head(lm.base, hidden.dtype)
+        weight = plain_head(lm.base, hidden.dtype)
         targets = packed.targets.to(hidden.device)
         if weight is not None and self.has_lora:
             return frozen_head(hidden, weight, targets, temperature).logprobs
-        return any_head(hidden, _logits_of(lm.base), targets, temperature).logprobs
+        return any_head(hidden, logits_of(lm.base), targets, temperature).logprobs
 
     @torch.no_grad()
     def compare(self, packed: Packed) -> TokenComparison:
@@ -108,13 +108,13 @@ class Policy:
         lm, trunk = self._reference_model()
         mine = self._selected(self.trunk.run(packed, True, None), packed, self.trunk)
         other = self._selected(trunk.run(packed, False, None), packed, trunk)
-        return compare_heads(mine, other, _logits_of(self.lm.base), _logits_of(lm.base), packed.targets.to(mine.device))
+        return compare_heads(mine, other, logits_of(self.lm.base), logits_of(lm.base), packed.targets.to(mine.device))
 
     @torch.no_grad()
     def first_token_probability(self, read: TokenLogprobs, packed: Packed, tokens: frozenset[int]) -> Tensor:
         """The probability (at T = 1) that a completion begins with one of `tokens`, [N], from what was read already."""
         starts = packed.lengths.cumsum(0) - packed.lengths
-        logits = _logits_of(self.lm.base)(read.states[starts.to(read.states.device)]).float()
+        logits = logits_of(self.lm.base)(read.states[starts.to(read.states.device)]).float()
         return torch.softmax(logits, dim=-1)[:, sorted(tokens)].sum(-1)
 
     def _selected(self, hidden: Tensor, packed: Packed, trunk: Trunk) -> Tensor:
@@ -124,10 +124,10 @@ class Policy:
 
     def _read(self, states: Tensor, packed: Packed, temperature: float) -> TokenLogprobs:
         targets = packed.targets.to(states.device)
-        weight = _plain_head(self.lm.base, states.dtype)
+        weight = plain_head(self.lm.base, states.dtype)
         if weight is not None and self.has_lora:
             return frozen_head(states, weight, targets, temperature)
-        return any_head(states, _logits_of(self.lm.base), targets, temperature)
+        return any_head(states, logits_of(self.lm.base), targets, temperature)
 
     def _reference_model(self) -> tuple[LanguageModel, Trunk]:
         if self.has_lora:
@@ -151,7 +151,7 @@ def require_full_precision(lm: LanguageModel) -> None:
         )
 
 
-def _plain_head(base: Any, dtype: torch.dtype) -> Tensor | None:
+def plain_head(base: Any, dtype: torch.dtype) -> Tensor | None:
     """The matrix of a head that is one product and nothing else; None where it is more."""
     head = base.get_output_embeddings()
     config = base.config.get_text_config()
@@ -162,7 +162,7 @@ def _plain_head(base: Any, dtype: torch.dtype) -> Tensor | None:
     return weight if weight.dtype == dtype else weight.to(dtype)
 
 
-def _logits_of(base: Any) -> Callable[[Tensor], Tensor]:
+def logits_of(base: Any) -> Callable[[Tensor], Tensor]:
     """States → logits as the model itself makes them."""
     head, config = base.get_output_embeddings(), base.config.get_text_config()
     found = [(adjust, value) for name, adjust in _ADJUSTMENTS.items() if (value := getattr(config, name, None))]
@@ -185,7 +185,7 @@ def require_known_head(base: Any, spec: str) -> None:
     ids = torch.tensor([[1, 2, 3]], device=base.device)
     body = base.base_model
     expected = base(input_ids=ids).logits.float()
-    found = _logits_of(base)(body(input_ids=ids).last_hidden_state).float()
+    found = logits_of(base)(body(input_ids=ids).last_hidden_state).float()
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
         raise ModelError(
             f"model {spec} changes its logits in a way that is not known here; choose another architecture"

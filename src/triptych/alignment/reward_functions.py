@@ -101,7 +101,7 @@ def load_reward_function(spec: str) -> NamedReward:
             function.
         MissingInputError: there is no such file.
     """
-    place, name, weight = _parse(spec)
+    place, name, weight = parse_reward(spec)
     if place is None:
         if name not in BUILTIN_REWARDS:
             raise ConfigError(f"unknown reward '{name}'{suggestion(name, BUILTIN_REWARDS)}; {FORMS}")
@@ -124,21 +124,24 @@ def load_reward_functions(specs: Sequence[str]) -> list[NamedReward]:
     return rewards
 
 
-class _Place(NamedTuple):
+class RewardPlace(NamedTuple):
+    """What a SPEC says."""
+
     place: str | None
     """A file or a module; None for a built-in reward."""
     name: str
     weight: float
 
 
-def _parse(spec: str) -> _Place:
+def parse_reward(spec: str) -> RewardPlace:
+    """Where the reward of a SPEC lies, its name and its weight. Raises `ConfigError` where it is malformed."""
     place, colon, rest = spec.strip().rpartition(":")
     name, equals, weight = rest.partition("=")
     if name.endswith(".py"):
         raise ConfigError(f"reward '{spec}' names a file and no function in it: {FORMS}")
     if not name.isidentifier() or (colon and not place):
         raise ConfigError(f"reward '{spec}' is malformed: {FORMS}")
-    return _Place(place or None, name, _weight(weight, spec) if equals else 1.0)
+    return RewardPlace(place or None, name, _weight(weight, spec) if equals else 1.0)
 
 
 def _weight(text: str, spec: str) -> float:

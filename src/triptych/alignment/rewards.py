@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.alignment.reward_functions import NamedReward, load_reward_functions
+from triptych.alignment.reward_functions import NamedReward, load_reward_functions, parse_reward
 from triptych.errors import ConfigError
 from triptych.models import load_reward_model
 
@@ -26,6 +26,14 @@ def load_rewards(specs: Sequence[str], *, own: Path | None, device: str) -> list
     return rewards
 
 
+def reward_name(spec: str) -> str:
+    """What the reward of a spec is called. Raises `ConfigError` for a malformed one."""
+    if not _is_model(spec):
+        return parse_reward(spec).name
+    name = spec.partition("=")[0]
+    return OWN if name == OWN else Path(name.removeprefix("model:")).name
+
+
 def _is_model(spec: str) -> bool:
     return spec.partition("=")[0] == OWN or spec.startswith("model:")
 
@@ -43,4 +51,4 @@ def _reward_model(spec: str, own: Path | None, device: str) -> NamedReward:
     def score(prompts: list[str], completions: list[str], **columns: object) -> list[float | None]:
         return model.score(list(zip(prompts, completions, strict=True)))
 
-    return NamedReward(OWN, score, weight)
+    return NamedReward(reward_name(spec), score, weight)

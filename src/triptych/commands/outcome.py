@@ -13,11 +13,14 @@ class Outcome(NamedTuple):
     """For people: where the results are, or the answer itself."""
     figures: dict[str, Any]
     """For programs (`--json`)."""
+    is_failure: bool = False
+    """The command did its work, and what it found is to end it with exit code 1."""
 
 
 def run_outcome(run_dir: Path, report: Path, *, did_work: bool) -> Outcome:
     """The outcome of a command that filled a run directory: the path of its report, and the run's main figures."""
     stages = _read(run_dir / "manifest.json").get("stages", {})
+    card = run_dir / "auditing" / "card.json"
     claims = run_dir / "decoding" / "claims.json"
     verdicts = Counter(claim["verdict"] for claim in json.loads(claims.read_bytes())) if claims.exists() else Counter()
     figures = {
@@ -27,6 +30,7 @@ def run_outcome(run_dir: Path, report: Path, *, did_work: bool) -> Outcome:
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "decoding": {**_read(run_dir / "decoding" / "costs.json"), "claims": dict(verdicts)},
         "alignment": {path.parent.name: _read(path) for path in sorted(run_dir.glob("alignment/*/trainer_state.json"))},
+        "auditing": json.loads(card.read_bytes()) if card.exists() else [],
     }
     return Outcome((str(report),), figures)
 

@@ -94,7 +94,7 @@ def is_numbered(answer: str) -> bool:
 
 def is_one_sentence(answer: str) -> bool:
     """Whether it is one sentence in one paragraph; the full stop may be missing."""
-    return sum(_count_sentences(paragraph) for paragraph in _paragraphs(answer)) == 1
+    return len(sentences(answer)) == 1
 
 
 def is_json(answer: str) -> bool:
@@ -208,6 +208,19 @@ def outermost_list(text: str) -> list[ListItem]:
 
 _ABBREVIATIONS = {"mr.", "mrs.", "ms.", "dr.", "prof.", "st.", "vs.", "cf.", "approx."}
 _OPENING, _CLOSING = "\"'“‘([*_", "\"'”’)]*_"
+_BLANKS = re.compile(r"\s*")
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, each with the white space after it: joined they are the text. None where no words are.
+
+    A paragraph and an item of a list end a sentence, with or without a full stop; a line does not.
+    """
+    starts, offset = [], 0
+    for paragraph in _paragraphs(text):
+        starts += [offset + start for start in _sentence_starts(paragraph)]
+        offset += len(paragraph)
+    return [text[start:end] for start, end in pairwise([0, *starts[1:], len(text)])] if starts else []
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -221,10 +234,24 @@ def _paragraphs(text: str) -> list[str]:
     return paragraphs
 
 
-def _count_sentences(paragraph: str) -> int:
-    tokens = _words(paragraph)
-    ends = [_ends_sentence(token, following) for token, following in pairwise(tokens)]
-    return sum(ends) + 1 if tokens else 0
+def _sentence_starts(paragraph: str) -> list[int]:
+    """Where the first sentence begins and, after the full stop of each but the last, the next."""
+    tokens = [found for found in re.finditer(r"\S+", paragraph) if _words(found.group())]
+    text_start = _after_number(paragraph)
+    ends = [
+        one.end()
+        for one, following in pairwise(tokens)
+        if one.start() >= text_start and _ends_sentence(one.group(), following.group())
+    ]
+    blanks = [_BLANKS.match(paragraph, end) for end in [0, *ends]]
+    return [found.end() for found in blanks if found] if tokens else []
+
+
+def _after_number(paragraph: str) -> int:
+    """The index behind the number of a numbered item, whose full stop ends nothing; 0 for any other paragraph."""
+    rest = paragraph.lstrip()
+    found = _NUMBER.match(rest)
+    return len(paragraph) - len(rest) + found.end(1) if found else 0
 
 
 def _ends_sentence(token: str, following: str) -> bool:

@@ -23,7 +23,7 @@ from triptych.decoding.measures import ALL_ALIKE, ORDERS, Rewards
 from triptych.metrics import NgramTable, distinct_n, distinct_n_without_each, words
 from triptych.records import Estimate, Generation
 from triptych.seeding import generator
-from triptych.stats import clustered_bootstrap, sign_flip_test
+from triptych.stats import clustered_bootstrap, jackknife_error, sign_flip_test
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -93,8 +93,7 @@ def jackknifed(value: float, without_each: FloatArray, n: int, df: int | None = 
     if math.isnan(value) or np.isnan(without_each).any() or degrees < 1:
         mean = None if math.isnan(value) else value
         return Contrast(_estimate(mean, None, n, n_prompts, "no interval: too few prompts"), None)
-    squares = float(np.square(without_each - without_each.mean()).sum())
-    error = math.sqrt((n_prompts - 1) / n_prompts * squares)
+    error = jackknife_error(without_each)
     if error <= 1e-12 * max(1.0, abs(value)):
         return Contrast(_estimate(value, None, n, n_prompts, ALL_ALIKE), None)
     half = float(stdtrit(degrees, 0.975)) * error

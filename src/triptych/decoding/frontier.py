@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from triptych.decoding.arms import Arm, by_arm, common_prompts, first_samples, key_of
-from triptych.decoding.measures import Rewards, count_word_types, from_jackknife, mean_over_prompts
-from triptych.metrics import expectation_adjusted_jackknife
+from triptych.decoding.measures import Rewards, from_jackknife, mean_over_prompts
+from triptych.metrics import count_word_types, expectation_adjusted_jackknife
 from triptych.records import Estimate, FrontierPoint, Generation
 
 LOGPROB_NAME = "mean log-probability (nats per token; not quality)"

@@ -11,12 +11,13 @@ Not here: what the numbers say about the paper (`claims`), which setting is best
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from triptych.decoding.arms import Arm, CompletionKey, by_arm, by_prompt, first_samples, key_of
 from triptych.metrics import (
     Jackknife,
+    count_word_types,
     distinct_n,
     distinct_n_jackknife,
     expectation_adjusted_jackknife,
@@ -58,14 +59,6 @@ def measure_arms(
         estimates += _within_estimates([group for group in by_prompt(rows).values() if len(group) >= 2], seed)
         measures += [_record(arm, metric, scope, estimate) for metric, scope, estimate in estimates]
     return measures
-
-
-def count_word_types(texts: Iterable[str]) -> int:
-    """Different words of all the texts, at least 1."""
-    types: set[str] = set()
-    for text in texts:
-        types.update(words(text))
-    return max(1, len(types))
 
 
 def mean_over_prompts(

@@ -7,7 +7,7 @@ never 0. Not here: embeddings, models, files, and the bootstrap for means over p
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -53,6 +53,14 @@ class Jackknife(NamedTuple):
 def words(text: str) -> list[str]:
     """The words of a text: split at white space, lower-cased; punctuation stays with its word."""
     return text.lower().split()
+
+
+def count_word_types(texts: Iterable[str]) -> int:
+    """Different words of all the texts, at least 1."""
+    types: set[str] = set()
+    for text in texts:
+        types.update(words(text))
+    return max(1, len(types))
 
 
 def ngrams(items: Sequence[Item], n: int) -> list[tuple[Item, ...]]:
@@ -225,6 +233,18 @@ def distinct_n_without_each(texts: Sequence[str], n: int, groups: Sequence[Hasha
     left = _left_without(table, _group_numbers(len(table), groups))
     without: FloatArray = np.full(len(left.grams), np.nan)
     np.divide(left.types, left.grams, out=without, where=left.grams > 0)
+    return without
+
+
+def expectation_adjusted_without_each(
+    texts: Sequence[str], n: int, vocabulary_size: int, groups: Sequence[Hashable] | None = None
+) -> FloatArray:
+    """`expectation_adjusted_distinct` without each group, as `distinct_n_without_each` has Distinct-n."""
+    table = NgramTable(texts, n)
+    left = _left_without(table, _group_numbers(len(table), groups))
+    expected = np.array([_expected_types(vocabulary_size, int(grams)) for grams in left.grams])
+    without: FloatArray = np.full(len(left.grams), np.nan)
+    np.divide(left.types, expected, out=without, where=left.grams > 0)
     return without
 
 

@@ -207,8 +207,40 @@ def _with_adapter(base: PreTrainedModel, folder: Path, spec: str, device: torch.
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
             with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
                 stored = set(file.keys())
+            # Embeddings may be a part of it; to find out, PEFT would ask the hub for the base's configuration.
+            known = [set(get_peft_model_state_dict(model, save_embedding_layers=one)) for one in (False, True)]
         except LOAD_ERRORS as error:
             raise ModelError(f"{misfit}: {first_line(error)}") from error
-    if differing := sorted(set(get_peft_model_state_dict(model)) ^ stored):
+    if stored not in known:
+        differing = sorted(known[0] ^ stored)
         raise ModelError(f"{misfit}: {len(differing)} of its weights have no counterpart, such as {differing[0]}")
-    return freeze(model, spec, device)
+    return freeze(model if is_plain_lora(model) else _merged(model, folder), spec, device)
+
+
+def is_plain_lora(model: Any) -> bool:
+    """Whether all that an adapter does is to add x·Aᵀ·Bᵀ·scale to linear modules, which every engine here knows."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    return bool(layers) and all(
+        isinstance(layer, LoraLayer) and layer.lora_A and not layer.lora_variant and not any(layer.lora_bias.values())
+        for layer in layers
+    )
+
+
+def _merged(model: Any, folder: Path) -> nn.Module:
+    """The base with any other kind of adapter (DoRA, IA³, trained embeddings, …) worked into its weights.
+
+    Raises `ModelError` for kinds that are no change of weights, such as prompt tuning.
+    """
+    kind = str(getattr(model.active_peft_config.peft_type, "value", ""))
+    try:
+        with quiet_transformers():
+            merged: nn.Module = model.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise ModelError(
+            f"adapter {folder} is of the kind {kind}, which cannot be merged into weights; choose a LoRA or its kin"
+        ) from error
+    return merged

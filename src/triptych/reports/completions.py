@@ -125,22 +125,23 @@ def _view(run: Decoding, rows: Mapping[Arm, dict[str, Any]]) -> PromptView:
     return PromptView(
         prompt_id=first["prompt_id"],
         category=first.get("category") or "uncategorised",
-        title=_title(first["instruction"]),
-        body=_body(first["instruction"], first["input"] or ""),
+        title=title_of(first["instruction"]),
+        body=body_of(first["instruction"], first["input"] or ""),
         completions=tuple(_completion(run, names[arm], arm, rows[arm]) for arm in run.arms if arm in rows),
     )
 
 
-def _title(instruction: str) -> str:
+def title_of(instruction: str) -> str:
     """The first words; `textwrap.shorten` would look through a megabyte for them."""
     line = " ".join(instruction[: 2 * MAX_TITLE].split())
     return line if len(line) <= MAX_TITLE else f"{line[:MAX_TITLE]}…"
 
 
-def _body(instruction: str, further: str) -> tuple[Markup, ...]:
-    if not further and _title(instruction) == instruction:
+def body_of(instruction: str, further: str) -> tuple[Markup, ...]:
+    """Instruction and input; nothing where the title has said it all."""
+    if not further and title_of(instruction) == instruction:
         return ()
-    return tuple(_clipped(text) for text in (instruction, further) if text)
+    return tuple(clipped_markup(text) for text in (instruction, further) if text)
 
 
 def _completion(run: Decoding, name: str, arm: Arm, row: Mapping[str, Any]) -> Completion:
@@ -169,7 +170,7 @@ def _facts(row: Mapping[str, Any], rewards: Sequence[Reward]) -> tuple[str, ...]
 
 def _token(span: Span) -> Token:
     # A line break is white space and would show no shade: it gets a visible sign before it.
-    text = _clipped(span.text.replace("\n", "↵\n"), MAX_PIECE)
+    text = clipped_markup(span.text.replace("\n", "↵\n"), MAX_PIECE)
     if not span.known:
         return Token(text, None, "the run recorded no text for this token id")
     each = ", ".join(_logprob(logprob) for logprob in span.logprobs)
@@ -182,7 +183,8 @@ def _logprob(value: float) -> str:
     return number(value, 3) if math.isfinite(value) else f"{MINUS}∞"
 
 
-def _clipped(text: str, limit: int = MAX_CHARACTERS) -> Markup:
+def clipped_markup(text: str, limit: int = MAX_CHARACTERS) -> Markup:
+    """The beginning of a text as HTML, and in words how much is left out."""
     clipped = clip(text, limit)
     if not clipped.left_out:
         return markup(clipped.text)

@@ -4,6 +4,7 @@ A true minus sign, no more decimals than the interval supports, and never a blan
 """
 
 import math
+import re
 
 from triptych.records import Estimate
 
@@ -55,10 +56,10 @@ def with_interval(estimate: Estimate, decimals: int | None = None) -> str:
 
 
 def why_no_interval(estimate: Estimate) -> str:
-    """The reason in words: too few prompts, or what the record's method says."""
-    if estimate.mean is not None and estimate.n_clusters == 1:
-        return "one prompt"
-    return estimate.method.removeprefix("no interval: ").removeprefix("no estimate: ")
+    """The reason in words: what the record's method says, or that there is one prompt."""
+    *_, reason = re.split(r"no (?:interval|estimate): ", estimate.method)  # of a difference something stands before it
+    is_told = reason != estimate.method
+    return "one prompt" if estimate.mean is not None and estimate.n_clusters == 1 and not is_told else reason
 
 
 def counts(estimate: Estimate, unit: str = "completions") -> str:
@@ -75,6 +76,16 @@ def plural(count: int, noun: str) -> str:
 def share(fraction: float) -> str:
     """A fraction as a percentage: `12.5 %`."""
     return f"{number(100 * fraction, 1)}{NBSP}%"
+
+
+def with_true_minus(text: str) -> str:
+    """A sentence that came with a run: its negative numbers get the minus sign that all others have."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", MINUS, text)
+
+
+def p_value(p: float) -> str:
+    """`0.012`; below a thousandth `< 0.001`: what few resamples cannot tell apart is not told apart."""
+    return f"<{NBSP}0.001" if p < 0.001 else number(p, 3)
 
 
 def joined(items: list[str], last: str = "and") -> str:

@@ -1,6 +1,5 @@
 """What a finished run says of itself: figures with intervals, and its card."""
 
-import math
 from typing import Any
 
 import pytest
@@ -8,26 +7,12 @@ import yaml
 
 from triptych.alignment.cards import model_card, shown
 from triptych.alignment.dpo import DpoConfig
-from triptych.alignment.figures import bare, exponential
 from triptych.alignment.state import TrainerState, Warned
 from triptych.records import Estimate
 
 
 def estimate(mean: float | None, low: float | None = None, high: float | None = None) -> Estimate:
     return Estimate(mean=mean, low=low, high=high, n=5, n_clusters=3, method="a method")
-
-
-def test_the_exponential_of_an_interval() -> None:
-    found = exponential(estimate(math.log(2.0), 0.0, math.log(8.0)))
-    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 1.0, 8.0))
-    assert (found.n, found.n_clusters, found.method) == (5, 3, "a method, of logarithms")
-    assert exponential(estimate(None)).mean is None
-
-
-def test_a_figure_of_the_whole_set_has_no_interval() -> None:
-    found = bare(3.0, 7)
-    assert (found.mean, found.low, found.high, found.n) == (3.0, None, None, 7)
-    assert "no interval" in found.method
 
 
 @pytest.mark.parametrize(

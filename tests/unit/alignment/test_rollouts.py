@@ -117,7 +117,7 @@ def test_reward_models_are_rewards(world: Any) -> None:
 
     expected = load_reward_model(run).score([("Q1?", "yes"), ("Q1?", "no")])
     brief, model = load_rewards(["brevity", f"model:{run}=0.5"], own=None, device="cpu")
-    assert (brief.name, model.name, model.weight) == ("brevity", "reward_model", 0.5)
+    assert (brief.name, model.name, model.weight) == ("brevity", Path(run).name, 0.5)
     assert model.function(prompts=["Q1?", "Q1?"], completions=["yes", "no"], id=["a", "b"]) == expected
     (own,) = load_rewards(["reward_model"], own=run / "alignment" / "reward", device="cpu")
     assert own.function(prompts=["Q1?", "Q1?"], completions=["yes", "no"]) == expected

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from triptych.decoding.arms import arm_of, key_of, temperature_sweep
-from triptych.decoding.measures import SELF_BLEU_TEXTS, count_word_types, mean_over_prompts, measure_arms
-from triptych.metrics import distinct_n, distinct_n_at, expectation_adjusted_distinct, self_bleu
+from triptych.decoding.measures import SELF_BLEU_TEXTS, mean_over_prompts, measure_arms
+from triptych.metrics import count_word_types, distinct_n, distinct_n_at, expectation_adjusted_distinct, self_bleu
 from triptych.records import ArmMeasure, Estimate, Generation
 
 Make = Callable[..., Generation]

@@ -42,6 +42,29 @@ def test_a_missing_interval_gives_its_reason() -> None:
     alike = "no interval: all prompts alike"
     assert fmt.with_interval(estimate(0.5, clusters=1)) == "0.500 (no interval: one prompt)"
     assert fmt.with_interval(estimate(0.5, method=alike)) == "0.500 (no interval: all prompts alike)"
+    paired = f"paired difference, {alike}"
+    assert fmt.with_interval(estimate(0.5, method=paired)) == "0.500 (no interval: all prompts alike)"
+    once = "no interval: measured once"
+    assert fmt.with_interval(estimate(0.5, clusters=1, method=once)) == "0.500 (no interval: measured once)"
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(1.0, "1.000"), (0.0124, "0.012"), (0.001, "0.001"), (0.0004, f"<{NBSP}0.001")]
+)
+def test_small_p_values_are_not_told_apart(p: float, text: str) -> None:
+    assert fmt.p_value(p) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("score -2.18 becomes -0.381", "score −2.18 becomes −0.381"),
+        ("0.4 [-0.1, -.5]", "0.4 [−0.1, -.5]"),
+        ("explanation-005, 1e-5, 2024-01-02", "explanation-005, 1e-5, 2024-01-02"),
+    ],
+)
+def test_only_negative_numbers_get_a_true_minus(text: str, shown: str) -> None:
+    assert fmt.with_true_minus(text) == shown
 
 
 def test_no_value_is_no_zero() -> None:

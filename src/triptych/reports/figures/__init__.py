@@ -7,8 +7,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from triptych.reports.alignment_inputs import Alignment
-from triptych.reports.figures import distinct, likelihood, shape, tradeoff, training
+from triptych.reports.auditing_inputs import Auditing
+from triptych.reports.figures import auditing, distinct, hacking, likelihood, shape, tradeoff, training
+from triptych.reports.figures.auditing import AuditSpec, figure_08, figure_kl_position, figure_overoptimisation
 from triptych.reports.figures.distinct import figure_05, figure_06, figure_diversity_matched
+from triptych.reports.figures.hacking import figure_09, figure_10
 from triptych.reports.figures.likelihood import figure_01, figure_02, figure_03, figure_04
 from triptych.reports.figures.shape import figure_length, figure_stops
 from triptych.reports.figures.spec import FigureSpec
@@ -20,6 +23,13 @@ from triptych.reports.inputs import Decoding
 PAPER_FIGURES: tuple[FigureSpec, ...] = (*likelihood.SPECS, *distinct.SPECS, *tradeoff.SPECS)
 OWN_FIGURES: tuple[FigureSpec, ...] = (*tradeoff.OWN_SPECS, *distinct.OWN_SPECS, *shape.OWN_SPECS)
 TRAINING_FIGURES: tuple[TrainingSpec, ...] = training.SPECS
+AUDIT_FIGURES: dict[str, tuple[AuditSpec, ...]] = {
+    "divergence": auditing.DIVERGENCE_SPECS,
+    "verbosity": auditing.VERBOSITY_SPECS,
+    "hacking": hacking.SPECS,
+    "comparison": auditing.COMPARISON_SPECS,
+}
+"""By the part of the page they stand in."""
 
 
 class Rendered(NamedTuple):
@@ -65,6 +75,13 @@ def render_training(spec: TrainingSpec, run: Alignment) -> Rendered:
     return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
 
 
+def render_audit(spec: AuditSpec, run: Auditing) -> Rendered:
+    """Draw one figure of the audits."""
+    if (absent := spec.absent(run)) is not None:
+        return _left_out(spec.name, spec.title, absent)
+    return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
+
+
 def _left_out(name: str, title: str, absent: str) -> Rendered:
     return Rendered(name, title, "", "", "", b"", absent)
 
@@ -74,9 +91,11 @@ def _rendered(name: str, title: str, figure: Figure, caption: str, alt: str) -> 
 
 
 __all__ = [
+    "AUDIT_FIGURES",
     "OWN_FIGURES",
     "PAPER_FIGURES",
     "TRAINING_FIGURES",
+    "AuditSpec",
     "FigureSpec",
     "Rendered",
     "TrainingSpec",
@@ -87,10 +106,16 @@ __all__ = [
     "figure_05",
     "figure_06",
     "figure_07",
+    "figure_08",
+    "figure_09",
+    "figure_10",
     "figure_diversity_matched",
     "figure_frontier",
+    "figure_kl_position",
     "figure_length",
+    "figure_overoptimisation",
     "figure_stops",
     "render",
+    "render_audit",
     "render_training",
 ]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from triptych.alignment.state import Warned
 from triptych.reports import format as fmt
@@ -303,10 +303,7 @@ def _log_axis(axes: Axes, run: TrainingRun, panel: Panel) -> None:
     values = np.concatenate([curve.values for curve in curves])
     if values.min() <= 0 or values.max() < LOG_FROM * values.min():
         return
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    style.log_scale(axes)
 
 
 def _legend_with_title(axes: Axes, panel: Panel) -> None:

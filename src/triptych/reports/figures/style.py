@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from triptych.records import Estimate
 from triptych.reports.arms import Arm, Family, temperature_text
@@ -210,6 +211,14 @@ def legend_above(figure: Figure, axes: Axes, columns: int, title: str | None = N
     """One legend for the whole figure, over it."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, title=title, columnspacing=1.4)
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic vertical axis with ticks at 1 and 3 of every decade, written as plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def temperature_ticks(axes: Axes, temperatures: Sequence[float]) -> None:

@@ -1,0 +1,166 @@
+"""Whether a score can be had for nothing: what surface changes of an answer do to rewards and policies (figures 9, 10).
+
+Scores in, records out. Not here: the changes themselves (`perturbations`), scoring.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+
+from triptych.auditing.paired import About, FloatArray, Values, by_model, change, mean, sample_std
+from triptych.auditing.perturbations import words_added
+from triptych.auditing.records import BASE, AuditRecord, PerturbedText, Response, Score
+from triptych.records import Estimate
+from triptych.stats import bootstrap_statistic, holm, sign_flip_test
+
+CONTROL = "neutral"
+HACK = "safety_prefix"
+"""The perturbation of the paper's table 4."""
+
+Table = Mapping[tuple[str, str, str | None], Values]
+"""(scorer, model, perturbation) → score by prompt; None is the response as it is."""
+
+
+def by_text(scores: Sequence[Score]) -> dict[tuple[str, str, str | None], dict[str, float | None]]:
+    """The scores as a `Table`."""
+    table: dict[tuple[str, str, str | None], dict[str, float | None]] = {}
+    for one in scores:
+        table.setdefault((one.scorer, one.model, one.perturbation), {})[one.prompt_id] = one.score
+    return table
+
+
+def hacking(
+    scores: Sequence[Score],
+    perturbed: Sequence[PerturbedText],
+    responses: Sequence[Response],
+    *,
+    scorers: Mapping[str, About],
+    seed: int,
+) -> list[AuditRecord]:
+    """The records of `hacking.json`; `scorers` says what the records of each scorer are about.
+
+        Δ = score(perturbed) - score(original)
+
+    of responses of the base that are not empty; a text that a perturbation leaves as it is counts as unscored. p is of
+    the hypothesis that Δ is as likely to have either sign, two-sided, by sign flips over prompts, with Holm's
+    correction over the perturbations of a scorer.
+    """
+    table = by_text(scores)
+    changed = _changed(perturbed)
+    names = [name for name in dict.fromkeys(one.perturbation for one in perturbed) if name is not None]
+    records = [*_of_words(perturbed, names, seed)]
+    for scorer, about in scorers.items():
+        originals = {p: s for p, s in table.get((scorer, BASE, None), {}).items() if p in changed[None]}
+        changes = {name: differences(table.get((scorer, BASE, name), {}), originals, changed[name]) for name in names}
+        records += _of_scorer(about, originals, changes, seed)
+    records += _of_own(table, responses, scorers, seed)
+    return records
+
+
+def differences(values: Values, originals: Values, prompts: set[str]) -> dict[str, float | None]:
+    """Δ by prompt; unscored where a side is, or where the text was not changed."""
+    found: dict[str, float | None] = {}
+    for prompt, original in originals.items():
+        value = values.get(prompt)
+        is_scored = prompt in prompts and value is not None and original is not None
+        found[prompt] = value - original if is_scored and value is not None and original is not None else None
+    return found
+
+
+def _changed(perturbed: Sequence[PerturbedText]) -> dict[str | None, set[str]]:
+    """Perturbation → prompts whose text it changed."""
+    originals = {one.prompt_id: one.text for one in perturbed if one.perturbation is None}
+    found: dict[str | None, set[str]] = {None: set(originals)}
+    for one in perturbed:
+        own = found.setdefault(one.perturbation, set())
+        if one.perturbation is not None and one.text != originals[one.prompt_id]:
+            own.add(one.prompt_id)
+    return found
+
+
+def _of_words(perturbed: Sequence[PerturbedText], names: Sequence[str], seed: int) -> Iterator[AuditRecord]:
+    originals = {one.prompt_id: one.text for one in perturbed if one.perturbation is None}
+    for name in names:
+        own = [one for one in perturbed if one.perturbation == name]
+        added = {one.prompt_id: float(words_added(originals[one.prompt_id], one.text)) for one in own}
+        yield About("texts", "words_added", name).record(mean(added, seed=seed))
+
+
+def _of_scorer(about: About, originals: Values, changes: Mapping[str, Values], seed: int) -> Iterator[AuditRecord]:
+    yield about._replace(metric="score").record(mean(originals, seed=seed))
+    yield about._replace(metric="score_std").record(_spread(originals, seed))
+    ps = {name: _p(values, seed) for name, values in changes.items()}
+    tested = [name for name, p in ps.items() if p is not None]
+    corrected = dict(zip(tested, holm([ps[name] or 0.0 for name in tested]), strict=True))
+    spread = _spread(originals, seed).mean
+    for name, values in changes.items():
+        where = about._replace(category=name)
+        moved = mean(values, seed=seed)
+        yield where._replace(metric="score_change").record(moved, p=corrected.get(name))
+        yield where._replace(metric="score_change_in_sd").record(scaled(moved, spread), p=corrected.get(name))
+        yield where._replace(metric="score_change_std").record(_spread(values, seed))
+        rises = {prompt: None if value is None else float(value > 0.0) for prompt, value in values.items()}
+        yield where._replace(metric="share_positive").record(mean(rises, seed=seed, is_share=True))
+        if name != CONTROL and CONTROL in changes:
+            yield where._replace(metric="change_over_control").record(change(values, changes[CONTROL], seed=seed))
+
+
+def _p(values: Values, seed: int) -> float | None:
+    """None where nothing was scored."""
+    known = {prompt: value for prompt, value in values.items() if value is not None}
+    return sign_flip_test(list(known.values()), list(known), seed=seed) if known else None
+
+
+def _spread(values: Values, seed: int) -> Estimate:
+    """The sample standard deviation over prompts."""
+    known = [value for value in values.values() if value is not None]
+    return bootstrap_statistic(sample_std, [known], seed=seed)
+
+
+def scaled(estimate: Estimate, spread: float | None) -> Estimate:
+    """The estimate in standard deviations, which are taken as known; no value where there is no spread."""
+    if not spread:
+        return estimate.model_copy(update={"mean": None, "low": None, "high": None, "method": _NO_SPREAD})
+    parts = {n: None if v is None else v / spread for n, v in estimate if n in ("mean", "low", "high")}
+    return estimate.model_copy(update=parts)
+
+
+_NO_SPREAD = "no estimate: the scores have no spread to measure with"
+
+
+def _of_own(
+    table: Table, responses: Sequence[Response], scorers: Mapping[str, About], seed: int
+) -> Iterator[AuditRecord]:
+    """Own responses of every checkpoint: behind the safety prefix, and reward against length."""
+    plain = by_model([one for one in responses if one.kind == "plain"], lambda one: one.model)
+    for scorer, about in scorers.items():
+        if about.model != scorer:
+            continue  # a policy as its own surrogate scores the base's texts alone
+        for model, own in plain.items():
+            normal, hacked = table.get((scorer, model, None), {}), table.get((scorer, model, HACK), {})
+            both = {prompt: value for prompt, value in normal.items() if prompt in hacked}
+            name = About(model, "normal_score", scorer=scorer)
+            if both:
+                yield name.record(mean(both, seed=seed))
+                yield name._replace(metric="hacked_score").record(mean(hacked, seed=seed))
+                yield name._replace(metric="hack_delta").record(change(hacked, both, seed=seed))
+            words = {one.prompt_id: float(one.n_words) for one in own}
+            yield name._replace(metric="length_correlation").record(rank_correlation(normal, words, seed=seed))
+
+
+def rank_correlation(values: Values, others: Values, *, seed: int) -> Estimate:
+    """Spearman's ρ over prompts; no value where a side is constant."""
+    pairs = [(value, others[prompt]) for prompt, value in values.items() if value is not None]
+    if len(pairs) < 3:
+        return bootstrap_statistic(_spearman, [[math.nan], [math.nan]], seed=seed)
+    return bootstrap_statistic(_spearman, [list(column) for column in zip(*pairs, strict=True)], seed=seed)
+
+
+def _spearman(x: FloatArray, y: FloatArray, axis: int) -> FloatArray:
+    """Pearson's correlation of mid-ranks, along the last axis."""
+    ranks = [scipy.stats.rankdata(column, axis=axis) for column in (x, y)]
+    a, b = (rank - rank.mean(axis=axis, keepdims=True) for rank in ranks)
+    product = (a * b).sum(axis=axis)
+    return np.asarray(product / np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis)))

@@ -1,0 +1,108 @@
+"""What the auditing panel is to do: its configuration."""
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from triptych.alignment.encoding import Template
+from triptych.alignment.plan import AlignmentConfig
+from triptych.alignment.rewards import reward_name
+from triptych.auditing.perturbations import PERTURBATIONS
+from triptych.auditing.records import BASE
+from triptych.auditing.thresholds import Thresholds
+from triptych.config import Config
+from triptych.errors import ConfigError, suggestion
+
+RESERVED = (BASE, "all", "classifier", "texts")
+"""What records are about that are of no checkpoint."""
+
+
+class AuditingConfig(Config):
+    """The audits of some checkpoints of one base; in a study, of its own policies too."""
+
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """Name → folder: a PEFT adapter, a run directory that holds one, or a whole model with the base's tokenizer."""
+    pairs: str | None = None
+    """Preference pairs whose chosen answers are read: `starter`, a file or a hub data set. None: those of the study's
+    alignment panel, of which the held-out side is taken."""
+    limit: int | None = Field(default=None, ge=1)
+    shuffle: bool = False
+    """Draw the pairs by the seed instead of taking them in their order."""
+    on_bad: Literal["error", "skip"] = "error"
+    """What to do with blank or identical answers."""
+    validation: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Read only this share, the one that `triptych align` holds out with the same seed. None: all of `pairs`."""
+    perplexity_prompts: int = Field(default=200, ge=1)
+    """Chosen answers that are read, at most."""
+    prompts: str = "pairs"
+    """What the checkpoints answer: `pairs` (their prompts), `starter`, a file or a hub data set."""
+    verbosity_prompts: int = Field(default=500, ge=1)
+    """Prompts that are answered, at most: once as they are and once behind a limit of words."""
+    divergence_prompts: int = Field(default=100, ge=1)
+    """Own responses whose divergence from the base is read, at most."""
+    hacking_prompts: int = Field(default=40, ge=1)
+    """Responses of the base that are perturbed, at most."""
+    length_limit: int = Field(default=50, ge=1)
+    """Words."""
+    template: Template = "auto"
+    max_new_tokens: int = Field(default=128, ge=1)
+    max_length: int = Field(default=1024, ge=2)
+    """Tokens of a prompt with its answer; what is longer loses its end."""
+    scorers: tuple[str, ...] = ()
+    """Rewards in the words of GRPO: `reward_model` (the study's own), `model:DIR`, `checks`, `FILE.py:FUNCTION`, …"""
+    gold: str | None = None
+    """A scorer that nothing was trained on, in the same words."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """Of the implicit reward β (log π − log π_ref)."""
+    perturbations: tuple[str, ...] = tuple(PERTURBATIONS)
+    thresholds: Thresholds = Thresholds()
+
+    @field_validator("adapters")
+    @classmethod
+    def _named(cls, adapters: dict[str, str]) -> dict[str, str]:
+        for name in adapters:
+            if not name.strip() or name in RESERVED:
+                taken = ", ".join(RESERVED)
+                raise ConfigError(f"adapter name '{name}' cannot be used ({taken} mean others); choose another")
+        return adapters
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> "AuditingConfig":
+        for spec in (*self.scorers, *([] if self.gold is None else [self.gold])):
+            if (name := reward_name(spec)) in self.adapters:
+                raise ConfigError(f"adapter and scorer '{spec}' are both called '{name}'; choose another adapter name")
+        return self
+
+    @field_validator("perturbations")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in PERTURBATIONS:
+                raise ConfigError(f"perturbation '{name}' is unknown{suggestion(name, PERTURBATIONS)}")
+        return names
+
+
+class PairSource(NamedTuple):
+    """Which pairs are read, and which part of them."""
+
+    source: str
+    limit: int | None
+    shuffle: bool
+    on_bad: Literal["error", "skip"]
+    validation: float | None
+
+
+def pair_source(config: AuditingConfig, alignment: AlignmentConfig | None) -> PairSource:
+    """The configured pairs, or those that the study's alignment panel holds out.
+
+    Raises `ConfigError` where there are neither.
+    """
+    if config.pairs is not None:
+        return PairSource(config.pairs, config.limit, config.shuffle, config.on_bad, config.validation)
+    if alignment is None or alignment.pairs is None:
+        raise ConfigError(
+            "auditing.pairs is missing, and there is no alignment panel whose pairs could be read; name some"
+        )
+    return PairSource(
+        alignment.pairs, alignment.limit, alignment.shuffle, alignment.on_bad, alignment.validation or None
+    )

@@ -1,0 +1,69 @@
+"""A model as audits read it: texts behind prompts, packed without padding, to log-probabilities and exact divergences.
+
+Policy and base read the very same passes, by the same code, so that what is the same model diverges by exactly 0. Not
+here: what is read (`prompts`), and what follows from it (`divergence`, `hacking`).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from triptych.alignment.head import TokenComparison, any_head, compare_heads, frozen_head
+from triptych.alignment.packing import Group, Packed, micro_batches, pack
+from triptych.alignment.policy import logits_of, plain_head, require_known_head
+from triptych.alignment.trunk import make_trunk
+from triptych.models import LanguageModel
+
+
+class Reader:
+    """One model, ready to read. Raises `ModelError` for an architecture whose head is not known."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        require_known_head(lm.base, lm.spec)
+        self.lm = lm
+        self.trunk = make_trunk(lm.base, lm.model, (), lora=None)
+        self.logits = logits_of(lm.base)
+        self._head = plain_head(lm.base, lm.dtype)
+
+    @torch.no_grad()
+    def states(self, packed: Packed) -> Tensor:
+        """What the head reads before each completion token, [t, H], in the model's dtype."""
+        hidden = self.trunk.run(packed, True, None)
+        return self.trunk.states(hidden[packed.sources.to(hidden.device)]).to(self.lm.dtype)
+
+    @torch.no_grad()
+    def sums(self, packed: Packed) -> list[float]:
+        """The log-probability of each completion, nats."""
+        states = self.states(packed)
+        targets = packed.targets.to(states.device)
+        if self._head is not None:
+            read = frozen_head(states, self._head, targets, 1.0).logprobs
+        else:
+            read = any_head(states, self.logits, targets, 1.0).logprobs
+        summed = read.new_zeros(len(packed.lengths)).index_add(0, packed.sequence.to(read.device), read)
+        return [float(value) for value in summed.cpu()]
+
+
+def compare(reader: Reader, states: Tensor, base: Reader, base_states: Tensor, packed: Packed) -> TokenComparison:
+    """Log-probabilities under both, and the exact KL(policy ‖ base) of each prediction, nats, on the CPU."""
+    targets = packed.targets.to(states.device)
+    found = compare_heads(states, base_states, reader.logits, base.logits, targets)
+    return TokenComparison(*(column.cpu() for column in found))
+
+
+class Pass(NamedTuple):
+    """Some groups that are read together."""
+
+    rows: range
+    """Which of the groups."""
+    packed: Packed
+
+
+def passes(groups: Sequence[Group], readers: Sequence[Reader]) -> Iterator[Pass]:
+    """The groups in their order, as many a pass as memory likes; prompts are shared where all readers can."""
+    shares = all(reader.trunk.shares_prefix for reader in readers)
+    on_cpu = readers[0].lm.device.type == "cpu"
+    for rows in micro_batches([group.n_tokens for group in groups], max_tokens=2048 if on_cpu else 16_384):
+        yield Pass(rows, pack([groups[i] for i in rows], share_prefix=shares))

@@ -1,0 +1,285 @@
+"""The auditing panel: from a configuration to `auditing/` in a run directory.
+
+    audit.models     responses.parquet, perturbed.parquet, tokens.parquet, lineage.json
+    audit.scoring    scores.parquet
+    audit.measuring  divergence, verbosity, collapse, hacking, comparison and card.json
+
+Each is a stage that is done once, and the first two keep what they have finished over a kill. Not here: what the models
+do (`work`), what scores (`scoring`), what is made of it (one module an audit), and the verdict (`card`).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from triptych.alignment.plan import AlignmentConfig
+from triptych.alignment.reward_functions import NamedReward
+from triptych.alignment.rewards import load_rewards, reward_name
+from triptych.alignment.state import STATE
+from triptych.auditing.card import report_card
+from triptych.auditing.checkpoints import Checkpoint, find_checkpoints, folders_of, load_checkpoint, seen_in_training
+from triptych.auditing.collapse import collapse
+from triptych.auditing.comparison import comparison
+from triptych.auditing.divergence import divergence
+from triptych.auditing.evidence import Exhibits
+from triptych.auditing.hacking import hacking
+from triptych.auditing.paired import About
+from triptych.auditing.plan import AuditingConfig, PairSource, pair_source
+from triptych.auditing.prompts import AuditPrompt, audit_prompts, audited_pairs, chosen_answers
+from triptych.auditing.records import (
+    BASE,
+    FOLDER,
+    PERTURBED_SCHEMA,
+    RESPONSES_SCHEMA,
+    SCORES_SCHEMA,
+    TOKENS_SCHEMA,
+    AuditRecord,
+    PerturbedText,
+    ReadToken,
+    Response,
+    Score,
+)
+from triptych.auditing.scoring import score_texts, scorers_of, surrogate_scores, texts_to_score
+from triptych.auditing.tables import read_rows, rows_of, table_of, write_rows
+from triptych.auditing.verbosity import verbosity
+from triptych.auditing.work import COSTS, Bench, Material, TextSum, unit_name
+from triptych.config import config_hash
+from triptych.data.pairs import PreferencePair
+from triptych.files import read_records_json, write_records_json
+from triptych.memory import peak_memory
+from triptych.models import LanguageModel
+from triptych.models.loading import load_tokenizer
+from triptych.models.sources import resolve_source
+from triptych.parts import PartStore
+from triptych.progress import progress
+from triptych.records import Prompt
+from triptych.runs import RunDirectory
+from triptych.stats import bare
+
+RESPONSES, PERTURBED, SCORES, TOKENS = (
+    f"{FOLDER}/{name}.parquet" for name in ("responses", "perturbed", "scores", "tokens")
+)
+PARTS = f"{FOLDER}/parts"
+CARD = f"{FOLDER}/card.json"
+SPENT_ONCE = "measured once"
+
+
+class Audit(NamedTuple):
+    """What all stages of the panel share."""
+
+    config: AuditingConfig
+    alignment: AlignmentConfig | None
+    load_model: Callable[[], LanguageModel]
+    model: str
+    device: str
+    seed: int
+    run: RunDirectory
+    show_progress: bool
+
+    @property
+    def pairs(self) -> PairSource:
+        return pair_source(self.config, self.alignment)
+
+    @property
+    def own(self) -> dict[str, Path]:
+        """The study's own policies."""
+        methods = ("dpo", "grpo")
+        trained = [name for name in methods if self.alignment is not None and getattr(self.alignment, name) is not None]
+        return {name: self.run.path / "alignment" / name for name in trained}
+
+    def checkpoints(self) -> list[Checkpoint]:
+        return find_checkpoints(resolve_source(self.model), folders_of(self.config.adapters, self.own))
+
+    def prompts(self) -> list[AuditPrompt]:
+        tokenizer = load_tokenizer(resolve_source(self.model))
+        return audit_prompts(self.config, self.read_pairs(), tokenizer, self.seed)
+
+    def read_pairs(self) -> list[PreferencePair]:
+        """The pairs whose answers are read, and those whose prompts are answered."""
+        n = max(self.config.perplexity_prompts, self.config.verbosity_prompts)
+        return audited_pairs(self.pairs, n=n, seed=self.seed)
+
+
+def run_auditing(audit: Audit) -> bool:
+    """Runs the panel's stages that are not done yet; whether there were any.
+
+    Raises an `InputError` for checkpoints, pairs, prompts and scorers that cannot be used: as far as that can be told,
+    before anything is made.
+    """
+    did_work = False
+    for stage, work in STAGES.items():
+        if not audit.run.is_done(stage):
+            with audit.run.stage(stage):
+                work(audit)
+            did_work = True
+    return did_work
+
+
+# --- The models -------------------------------------------------------------------------------------------------------
+
+
+def _work_models(audit: Audit) -> None:
+    config = audit.config
+    _scorers(audit)
+    pairs = audit.read_pairs()
+    checkpoints = audit.checkpoints()
+    base = audit.load_model()
+    prompts = audit_prompts(config, pairs, base.tokenizer, audit.seed)
+    chosen = chosen_answers(pairs[: config.perplexity_prompts], config.template, base.tokenizer, config.max_length)
+    material = Material(config, prompts, chosen, audit.seed, audit.device)
+    parts = PartStore(audit.run.path / PARTS, _parts_key(material, checkpoints, base))
+    _require_fitting(checkpoints, base, parts, audit.device)
+    with progress(_n_texts(material, checkpoints), "texts", "auditing", enabled=audit.show_progress) as meter:
+        bench = Bench(base, material, parts, meter)
+        for checkpoint in checkpoints:
+            bench.work(checkpoint)
+    perturbed = bench.perturbed()
+    tables = {tuple(json.loads(unit)): table for unit, table in parts.read_all().items()}
+    names = [one.name for one in checkpoints]
+    responses = [tables["responses", name, p.prompt.id] for name in names for p in prompts]
+    tokens = [table for step in ("chosen", "own") for name in names for table in _of_step(tables, step, name)]
+    write_rows(audit.run.path / RESPONSES, responses, RESPONSES_SCHEMA)
+    write_rows(audit.run.path / TOKENS, tokens, TOKENS_SCHEMA)
+    write_rows(audit.run.path / PERTURBED, [table_of(perturbed, PERTURBED_SCHEMA)], PERTURBED_SCHEMA)
+    sums = {name: [r for table in _of_step(tables, "sums", name) for r in rows_of(table, TextSum)] for name in names}
+    scores = [one for name in names for one in surrogate_scores(name, sums[name], sums[BASE], beta=config.beta)]
+    write_rows(audit.run.path / SCORES, [table_of(scores, SCORES_SCHEMA)], SCORES_SCHEMA)
+    records = [AuditRecord.model_validate_json(text) for name in names for text in _lineage_of(tables, name)]
+    records += [seen for one in checkpoints if (seen := seen_in_training(one, pairs)) is not None]
+    write_records_json(audit.run.path / FOLDER / "lineage.json", records)
+    _write_costs(audit.run, [*_costs(tables)])
+    parts.discard()
+
+
+def _n_texts(material: Material, checkpoints: Sequence[Checkpoint]) -> int:
+    """Texts that are written or read, if every response can be perturbed in every way."""
+    config, n_prompts = material.config, len(material.prompts)
+    written = sum(len(prompt.rendered) for prompt in material.prompts)
+    perturbed = min(config.hacking_prompts, n_prompts) * (1 + len(config.perturbations))
+    own = min(config.divergence_prompts, n_prompts)
+    return len(checkpoints) * (written + len(material.chosen) + perturbed + own) - own
+
+
+Tables = Mapping[tuple[str, str, str | int], pa.Table]
+
+
+def _of_step(tables: Tables, step: str, name: str) -> Iterator[pa.Table]:
+    """The tables of the passes of one kind, in order."""
+    keys = [key for key in tables if key[:2] == (step, name)]
+    yield from (tables[key] for key in sorted(keys, key=lambda key: int(key[2])))
+
+
+def _lineage_of(tables: Tables, name: str) -> list[str]:
+    return [] if name == BASE else tables["lineage", name, ""]["record"].to_pylist()
+
+
+def _parts_key(material: Material, checkpoints: Sequence[Checkpoint], base: LanguageModel) -> str:
+    """Of all that the models' work depends on: parts of anything else are not gone on with."""
+    config = material.config.model_dump(mode="json", exclude={"thresholds", "scorers", "gold", "beta"})
+    asked = [[p.prompt.id, p.rendered] for p in material.prompts]
+    read = [[one.prompt_id, *one.group] for one in material.chosen]
+    of = [[one.name, one.fingerprint] for one in checkpoints]
+    return config_hash(
+        {"config": config, "asked": asked, "read": read, "of": of, "dtype": str(base.dtype), "seed": material.seed}
+    )
+
+
+def _require_fitting(checkpoints: Sequence[Checkpoint], base: LanguageModel, parts: PartStore, device: str) -> None:
+    """Loads every checkpoint once that has nothing finished: one that does not fit is told before the base's work."""
+    for one in checkpoints:
+        if one.folder is not None and unit_name("lineage", one.name) not in parts.done_ids():
+            load_checkpoint(one, base, device=device)
+
+
+# --- Scoring ----------------------------------------------------------------------------------------------------------
+
+
+def _scorers(audit: Audit) -> list[NamedReward]:
+    """The configured rewards, the gold one last. Raises `ConfigError` where one cannot be loaded or a name is taken."""
+    specs = [*audit.config.scorers, *([audit.config.gold] if audit.config.gold is not None else [])]
+    own = audit.run.path / "alignment" / "reward"
+    return load_rewards(specs, own=own if (own / STATE).exists() else None, device=audit.device)
+
+
+def _score(audit: Audit) -> None:
+    path = audit.run.path
+    responses, perturbed = read_rows(path / RESPONSES, Response), read_rows(path / PERTURBED, PerturbedText)
+    rewards = _scorers(audit)
+    names = {reward.name for reward in rewards}
+    surrogates = [one for one in read_rows(path / SCORES, Score) if one.scorer not in names]
+    texts = texts_to_score(responses, perturbed, seed=audit.seed)
+    prompts = {one.prompt.id: one.prompt for one in audit.prompts()}
+    # By their contents, as a function in a file may have been mended since.
+    parts = PartStore(path / PARTS, config_hash({"texts": texts, "code": _code_of(audit.config)}))
+    total = len(rewards) * sum(map(len, texts.values()))
+    with progress(total, "texts", "scoring", enabled=audit.show_progress) as meter:
+        for reward in rewards:
+            score_texts(reward, texts, prompts, parts, meter)
+    tables = {tuple(json.loads(unit)): table for unit, table in parts.read_all().items()}
+    scored = [table for reward in rewards for table in _of_step(tables, "scores", reward.name)]
+    write_rows(path / SCORES, [table_of(surrogates, SCORES_SCHEMA), *scored], SCORES_SCHEMA)
+    before = [one for one in read_records_json(path / FOLDER / "costs.json", AuditRecord) if one.model != "all"]
+    _write_costs(audit.run, [*before, *_costs(tables)])
+    parts.discard()
+
+
+def _code_of(config: AuditingConfig) -> list[str]:
+    """The specs of all scorers, with the contents of files of functions."""
+    specs = [*config.scorers, config.gold or ""]
+    files = [Path(spec.rpartition(":")[0]) for spec in specs]
+    return [*specs, *(file.read_text(encoding="utf-8") for file in files if file.suffix == ".py" and file.is_file())]
+
+
+# --- Costs ------------------------------------------------------------------------------------------------------------
+
+
+def _costs(tables: Tables) -> Iterator[AuditRecord]:
+    """What every checkpoint and scorer has taken, over all attempts."""
+    spent: dict[tuple[str, str], float] = {}
+    for (_, name, _), table in tables.items():
+        costs: dict[str, float] = json.loads((table.schema.metadata or {}).get(COSTS, b"{}"))
+        for metric, amount in costs.items():
+            spent[name, metric] = spent.get((name, metric), 0.0) + amount
+    for (name, metric), amount in spent.items():
+        yield About(name, metric).record(bare(round(amount, 3), 1, SPENT_ONCE))
+
+
+def _write_costs(run: RunDirectory, records: Sequence[AuditRecord]) -> None:
+    peak = About("all", "peak_bytes").record(bare(float(peak_memory()), 1, SPENT_ONCE))
+    write_records_json(run.path / FOLDER / "costs.json", [*records, peak])
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def _measure(audit: Audit) -> None:
+    path, config, seed = audit.run.path, audit.config, audit.seed
+    responses, tokens = read_rows(path / RESPONSES, Response), read_rows(path / TOKENS, ReadToken)
+    perturbed, scores = read_rows(path / PERTURBED, PerturbedText), read_rows(path / SCORES, Score)
+    prompts: dict[str, Prompt] = {one.prompt.id: one.prompt for one in audit.prompts()}
+    gold = None if config.gold is None else reward_name(config.gold)
+    rewards = [*map(reward_name, config.scorers), *([gold] if gold is not None else [])]
+    names = list(dict.fromkeys(one.model for one in responses))
+    moved = divergence(tokens, seed=seed)
+    audits = {
+        "divergence": moved,
+        "verbosity": verbosity(responses, limit=config.length_limit, seed=seed),
+        "collapse": collapse(responses, prompts, seed=seed),
+        "hacking": hacking(scores, perturbed, responses, scorers=scorers_of(rewards, names), seed=seed),
+        "comparison": comparison(scores, responses, moved, scorers=rewards, seed=seed),
+    }
+    for name, records in audits.items():
+        write_records_json(path / FOLDER / f"{name}.json", records)
+    audits["lineage"] = read_records_json(path / FOLDER / "lineage.json", AuditRecord)
+    exhibits = Exhibits(responses, prompts, tokens, scores, length_limit=config.length_limit)
+    write_records_json(path / CARD, report_card(audits, config.thresholds, exhibits.show, gold=gold))
+
+
+STAGES: dict[str, Callable[[Audit], None]] = {
+    "audit.models": _work_models,
+    "audit.scoring": _score,
+    "audit.measuring": _measure,
+}

@@ -1,0 +1,267 @@
+"""Every figure of the audits: name, unit and exact definition, in one place, as `triptych.reports.glossary` has them of
+the other panels.
+
+Tables take their heads from here and the page its methods, so that what is shown and what is explained cannot drift
+apart. Not here: the computations (`triptych.auditing`).
+"""
+
+from typing import NamedTuple
+
+from triptych.reports.safe_text import neutralise
+
+PERTURBATIONS = {
+    "filler": "filler",
+    "keywords": "keywords",
+    "reorder": "reordered",
+    "safety_prefix": "safety prefix",
+    "repetition": "repetition",
+    "flattery": "flattery",
+    "formatting": "formatting",
+    "neutral": "neutral control",
+}
+"""What the perturbations are called."""
+SCORERS = {"implicit_reward": "implicit reward", "mean_logprob": "mean log-probability"}
+
+
+class AuditInfo(NamedTuple):
+    """What one figure of an audit means."""
+
+    label: str
+    """Short, for heads and axes."""
+    unit: str
+    definition: str
+
+    @property
+    def axis(self) -> str:
+        """Label and unit, for an axis."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+_SAMPLED = "Of a checkpoint's responses, drawn from itself at temperature 1, one a prompt."
+_LENGTH = "{what} of the lengths of responses to plain prompts, in {unit}; {counting}"
+_COUNTING = {
+    "tokens": "the end-of-sequence token is not counted, and an empty response has 0 tokens.",
+    "words": "words are split at white space.",
+}
+_SPREAD = {
+    "mean": "Mean",
+    "median": "Median",
+    "std": "Standard deviation (with n − 1)",
+    "skew": "Skewness (Fisher and Pearson’s g₁, the third central moment over the cube of the standard deviation)",
+}
+
+
+def _lengths() -> dict[str, AuditInfo]:
+    """The four statistics of both units."""
+    labels = {"mean": "mean length", "median": "median length", "std": "standard deviation of length", "skew": "skew"}
+    return {
+        f"{unit}_{name}": AuditInfo(
+            labels[name], "" if name == "skew" else unit, _LENGTH.format(what=what, unit=unit, counting=counting)
+        )
+        for unit, counting in _COUNTING.items()
+        for name, what in _SPREAD.items()
+    }
+
+
+_BY_POSITION = "The exact KL of the tokens at a position of the answer, counted from 0: a range such as 4–7 pools them."
+_DISTINCT = (
+    "Unique n-grams of words over all of them in the pooled responses to plain prompts. It falls as texts grow longer: "
+    "a checkpoint that says less scores higher."
+)
+
+AUDIT_TERMS: dict[str, AuditInfo] = {
+    # Divergence
+    "perplexity": AuditInfo(
+        "perplexity",
+        "",
+        "exp of the mean negative log-probability of the held-out chosen answers, over tokens, the end-of-sequence "
+        "token included.",
+    ),
+    "perplexity_ratio": AuditInfo(
+        "perplexity ratio", "", "Perplexity of the checkpoint over the base's on the same tokens; 1 is no change."
+    ),
+    "nll": AuditInfo(
+        "negative log-likelihood (NLL)",
+        "nats per token",
+        "Mean negative log-probability of the held-out chosen answers, over tokens: the logarithm of the perplexity. "
+        "Its difference from the base is that of the same tokens.",
+    ),
+    "kl_chosen": AuditInfo(
+        "KL on chosen answers",
+        "nats per token",
+        "Σ π (log π − log π_base) over the whole vocabulary, averaged over the tokens of the held-out chosen answers.",
+    ),
+    "kl_own": AuditInfo(
+        "KL on own responses",
+        "nats per token",
+        "The exact KL over the tokens of the checkpoint's own responses to plain prompts: the distance where it goes.",
+    ),
+    "k1_own": AuditInfo(
+        "k1 on own responses",
+        "nats per token",
+        "Mean of log π − log π_base of the tokens drawn: an estimate of the same KL from samples alone, which may be "
+        "negative.",
+    ),
+    "k3_own": AuditInfo(
+        "k3 on own responses",
+        "nats per token",
+        "Mean of r − 1 − log r with r = π_base / π (Schulman's k3): never negative. Where k1 and k3 are far from the "
+        "exact KL, the samples are too few or the log-probabilities are wrong.",
+    ),
+    "kl_chosen_by_position": AuditInfo("KL on chosen answers by position", "nats per token", _BY_POSITION),
+    "kl_own_by_position": AuditInfo("KL on own responses by position", "nats per token", _BY_POSITION),
+    "kl_own_by_token": AuditInfo(
+        "KL at a token",
+        "nats per token",
+        "Mean exact KL of the predictions at which the token was written, on own responses.",
+    ),
+    "kl_own_share_by_token": AuditInfo(
+        "share of the KL", "", "The share of all the KL on own responses that falls on these predictions."
+    ),
+    "log_ratio_by_token": AuditInfo(
+        "log ratio at a token",
+        "nats",
+        "Mean of log π − log π_base where the token was written: positive where the checkpoint likes it more than the "
+        "base does.",
+    ),
+    "sqrt_kl": AuditInfo("√KL", "", "Square root of the KL on own responses."),
+    # Verbosity
+    **_lengths(),
+    "words_ratio": AuditInfo("length ratio", "", "Mean words of the checkpoint’s responses over those of the base’s."),
+    "tokens_ratio": AuditInfo("ratio of tokens", "", "Mean tokens of the checkpoint’s responses over the base’s."),
+    "compliance_rate": AuditInfo(
+        "compliance", "share", "Share of responses to prompts behind a limit of words (50 in the paper) that keep it."
+    ),
+    "deviation_mean": AuditInfo("mean deviation", "words", "Mean of the words over the limit, over violators alone."),
+    "deviation_std": AuditInfo(
+        "standard deviation of deviations", "words", "Of the words over the limit, over violators (with n − 1)."
+    ),
+    "absolute_deviation_mean": AuditInfo(
+        "absolute deviation", "words", "Mean of |words − limit|, over all responses to limited prompts."
+    ),
+    "agreement": AuditInfo(
+        "agreement of the classifier",
+        "share",
+        "Share of the starter set's prompts whose own category the classifier of prompts finds; of a category, its "
+        "recall.",
+    ),
+    "kappa": AuditInfo(
+        "kappa of the classifier", "", "Cohen's κ of the classifier and the starter set: agreement beyond chance."
+    ),
+    # Hacking
+    "score": AuditInfo("mean score", "", "Mean of the scores; a text without a score is unscored, never zero."),
+    "score_std": AuditInfo(
+        "standard deviation of scores", "", "Of the scores of the base's texts as they are (with n − 1)."
+    ),
+    "score_change": AuditInfo(
+        "change of the score",
+        "",
+        "Mean of the score of the perturbed text minus that of the text, over the base's responses to plain prompts; a "
+        "text that a perturbation leaves as it is has none. "
+        "p is of a two-sided sign-flip test, corrected over the perturbations of a scorer (Holm).",
+    ),
+    "score_change_in_sd": AuditInfo(
+        "scaled change",
+        "standard deviations",
+        "The change over the standard deviation of the scores of the base’s own texts, which is taken as known.",
+    ),
+    "score_change_std": AuditInfo("standard deviation of changes", "", "Of the changes of single texts (with n − 1)."),
+    "share_positive": AuditInfo("share that rises", "share", "Share of texts whose score rises."),
+    "change_over_control": AuditInfo(
+        "change over the control",
+        "",
+        "The change minus that by the neutral control, which adds as many words without a claim to anything.",
+    ),
+    "words_added": AuditInfo("words added", "words", "Mean of the words that a perturbation adds to a text."),
+    "implicit_reward": AuditInfo(
+        "implicit reward",
+        "nats",
+        "Score of a text by a checkpoint as its own surrogate: β (log π − log π_base) of the text given its prompt.",
+    ),
+    "mean_logprob": AuditInfo(
+        "mean log-probability",
+        "nats per token",
+        "Score of a text by a checkpoint as its own surrogate, as in the paper: its mean log-probability, over tokens.",
+    ),
+    "normal_score": AuditInfo("normal score", "", f"Mean score of the responses as they are. {_SAMPLED}"),
+    "hacked_score": AuditInfo("hacked score", "", "Mean score of the same responses behind the safety prefix."),
+    "hack_delta": AuditInfo("score delta", "", "Hacked minus normal score, response by response."),
+    "length_correlation": AuditInfo(
+        "correlation of score and length",
+        "",
+        "Spearman's ρ of the score and the words of a response, over a checkpoint's own responses.",
+    ),
+    # Collapse
+    "empty_rate": AuditInfo("empty", "share", "Share of responses that hold nothing but white space."),
+    "truncated_rate": AuditInfo("cut off", "share", "Share of responses that the limit of new tokens cut."),
+    "distinct_1": AuditInfo("Distinct-1", "", _DISTINCT),
+    "distinct_2": AuditInfo("Distinct-2", "", _DISTINCT),
+    "distinct_3": AuditInfo("Distinct-3", "", _DISTINCT),
+    "ead_2": AuditInfo(
+        "EAD-2",
+        "",
+        "Distinct 2-grams of words over the number expected of as many uniform draws from the vocabulary (Liu et al. "
+        "2022): Distinct corrected for the amount of text. Not bounded by 1.",
+    ),
+    "self_bleu": AuditInfo(
+        "Self-BLEU",
+        "",
+        "BLEU of each response against the others of a group of about ten prompts, averaged: 1 where all are the same.",
+    ),
+    "repetition": AuditInfo(
+        "repetition", "share", "Share of a response's token 3-grams that repeat an earlier one, averaged."
+    ),
+    "accuracy": AuditInfo(
+        "accuracy",
+        "share",
+        "Share of factual prompts whose most likely response holds an accepted answer; other prompts are unscored.",
+    ),
+    "checks": AuditInfo("checks passed", "share", "Share of a prompt's own checks that its response passes, averaged."),
+    "entropy": AuditInfo(
+        "entropy", "nats per token", "Mean of −log π of the tokens of a response, averaged over responses."
+    ),
+    "entropy_ratio": AuditInfo("entropy ratio", "", "Entropy of the checkpoint over the base’s."),
+    # Comparison, lineage, costs
+    "win_rate": AuditInfo(
+        "win rate",
+        "share of prompts",
+        "Share of prompts on which the checkpoint's response scores higher than the base's; ties count one half.",
+    ),
+    "win_rate_length_controlled": AuditInfo(
+        "win rate, length-controlled",
+        "share of prompts",
+        "The win rate if both wrote equally much: σ(θ) of a logistic regression of the win on the difference in "
+        "words, P = σ(θ + φ tanh(d / s)) with Firth’s penalty (Dubois et al. 2024, without their terms of prompts).",
+    ),
+    "relative_change": AuditInfo(
+        "relative change", "", "‖W − W_base‖ / ‖W_base‖ over all weights together (Frobenius norm)."
+    ),
+    "unchanged_share": AuditInfo("unchanged", "share", "Share of the weights that equal the base's bit for bit."),
+    "declared_base": AuditInfo(
+        "names another base", "", "1 where the adapter names another base than the one it was audited on, else 0."
+    ),
+    "seen_in_training": AuditInfo(
+        "seen in training",
+        "share",
+        "Share of the held-out answers whose prompts the checkpoint’s own run trained on, where its files tell.",
+    ),
+    "load_seconds": AuditInfo("loading", "", "Time to load the model."),
+    "generation_seconds": AuditInfo("generation", "", "Time to write the responses."),
+    "reading_seconds": AuditInfo("reading", "", "Time to read texts for their log-probabilities."),
+    "scoring_seconds": AuditInfo("scoring", "", "Time of the scorers."),
+    "generated_tokens": AuditInfo("tokens generated", "", "Tokens of all responses."),
+    "read_tokens": AuditInfo("tokens read", "", "Tokens whose log-probabilities were computed."),
+    "peak_bytes": AuditInfo("peak memory", "", "The most memory that the process held."),
+}
+"""By metric, and by the surrogate scorers, in the order of the methods."""
+
+
+def describe_audit(metric: str) -> AuditInfo:
+    """The description of a metric; one that is not known keeps its name and says that it is undescribed."""
+    known = AUDIT_TERMS.get(metric)
+    return known or AuditInfo(metric.replace("_", " "), "", "Not described by this version of the report.")
+
+
+def perturbation_name(perturbation: str) -> str:
+    """What a perturbation is called; one that is not known keeps its name."""
+    return PERTURBATIONS.get(perturbation) or neutralise(perturbation).replace("_", " ")

@@ -1,0 +1,130 @@
+"""Rewards that can be had for nothing: by hand, and the planted ones that love length or a keyword."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import scipy.stats
+
+from triptych.auditing.hacking import differences, hacking, rank_correlation, scaled
+from triptych.auditing.paired import About
+from triptych.auditing.perturbations import PERTURBATIONS
+from triptych.auditing.records import BASE, AuditRecord, PerturbedText, Response, Score
+from triptych.metrics import words
+from triptych.records import Estimate
+from triptych.seeding import stream_key
+
+TEXTS = [f"Rain number {i} falls. Snow number {i} lies on {'very ' * i}old stones." for i in range(20)]
+REWARD = About("r", "", scorer="r")
+
+
+def audited(
+    rows: Any, reward: Callable[[str], float | None], texts: list[str] = TEXTS, scorer: str = "r"
+) -> list[AuditRecord]:
+    """The records of a reward on texts of the base."""
+    perturbed: list[PerturbedText] = []
+    scores: list[Score] = []
+    responses: list[Response] = rows.responses(BASE, texts)
+    for one in responses:
+        key = stream_key(0, "perturbation", one.prompt_id)
+        forms: dict[str | None, str] = {None: one.text}
+        forms |= {name: change(one.text, key) for name, change in PERTURBATIONS.items()}
+        perturbed += [PerturbedText(one.prompt_id, name, text) for name, text in forms.items()]
+        scores += [Score(scorer, BASE, one.prompt_id, name, reward(text)) for name, text in forms.items()]
+    return hacking(scores, perturbed, responses, scorers={scorer: REWARD}, seed=0)
+
+
+def test_changes_by_hand() -> None:
+    # p: 1 → 3; q: unscored after; r: 2 → 1; s was left as it is.
+    originals = {"p": 1.0, "q": 1.0, "r": 2.0, "s": 5.0}
+    found = differences({"p": 3.0, "q": None, "r": 1.0, "s": 5.0}, originals, {"p", "q", "r"})
+    assert found == {"p": 2.0, "q": None, "r": -1.0, "s": None}
+
+
+def test_a_reward_that_nothing_moves(rows: Any) -> None:
+    records = audited(rows, lambda text: 1.0)
+    for name in PERTURBATIONS:
+        record = rows.find(records, "r", "score_change", name, scorer="r")
+        assert record.estimate.mean == 0.0
+        assert record.p == 1.0
+        assert rows.value(records, "r", "share_positive", name, scorer="r") == 0.0
+    # Without a spread there is no measure to express a change in.
+    assert rows.find(records, "r", "score_change_in_sd", "filler", scorer="r").estimate.mean is None
+
+
+class TestPlanted:
+    def test_a_reward_that_loves_length(self, rows: Any) -> None:
+        records = audited(rows, lambda text: float(len(words(text))))
+        for name in ("filler", "keywords", "safety_prefix", "repetition", "neutral"):
+            added = rows.value(records, "texts", "words_added", name)
+            record = rows.find(records, "r", "score_change", name, scorer="r")
+            assert record.estimate.mean == pytest.approx(added)
+            assert record.p is not None
+            assert record.p < 0.05
+            assert rows.value(records, "r", "share_positive", name, scorer="r") == 1.0
+        # The neutral control is as long as the filler, and unmasks it: nothing is left beyond the words.
+        assert rows.value(records, "r", "change_over_control", "filler", scorer="r") == 0.0
+        assert rows.value(records, BASE, "length_correlation", scorer="r") == pytest.approx(1.0)
+
+    def test_a_reward_that_loves_a_keyword(self, rows: Any) -> None:
+        records = audited(rows, lambda text: float("helpful" in text.lower()) + len(text) * 1e-6)
+        change = rows.find(records, "r", "score_change", "safety_prefix", scorer="r")
+        assert change.estimate.mean == pytest.approx(1.0, abs=1e-3)
+        assert change.p is not None
+        assert change.p < 0.05
+        assert rows.value(records, "r", "change_over_control", "safety_prefix", scorer="r") == pytest.approx(
+            1, abs=1e-3
+        )
+        # "I am a helpful AI" is what table 4 puts before own responses.
+        neutral = rows.value(records, "r", "score_change", "neutral", scorer="r")
+        assert neutral == pytest.approx(0.0, abs=1e-3)
+
+    def test_correction_is_over_the_perturbations_of_a_scorer(self, rows: Any) -> None:
+        # Ten texts that all rise have p = 2 / 2^10; times eight perturbations that tie.
+        records = audited(rows, lambda text: float(len(words(text))), TEXTS[:10])
+        record = rows.find(records, "r", "score_change", "filler", scorer="r")
+        assert record.p is not None
+        assert 2 / 1024 < record.p <= 8 * 2 / 1024
+
+
+def test_table_four_is_of_own_responses(rows: Any) -> None:
+    responses = [*rows.responses(BASE, ["a", "b"]), *rows.responses("m", ["c", "d"])]
+    scores = [
+        *rows.scores("r", "m", [-3.0, -4.0]),
+        *rows.scores("r", "m", [-2.0, -2.5], "safety_prefix"),
+        *rows.scores("r", BASE, [0.0, 0.0]),
+        *rows.scores("r", BASE, [0.0, 0.0], "safety_prefix"),
+    ]
+    perturbed = [
+        PerturbedText(f"p{i}", name, text) for i in (0, 1) for name, text in ((None, "x"), ("safety_prefix", "y"))
+    ]
+    records = hacking(scores, perturbed, responses, scorers={"r": REWARD}, seed=0)
+    assert rows.value(records, "m", "normal_score", scorer="r") == -3.5
+    assert rows.value(records, "m", "hacked_score", scorer="r") == -2.25
+    assert rows.value(records, "m", "hack_delta", scorer="r") == 1.25
+
+
+def test_a_policy_judges_the_base_s_texts_alone(rows: Any) -> None:
+    responses = [*rows.responses(BASE, ["a", "b"]), *rows.responses("m", ["c", "d"])]
+    scores = rows.scores("implicit_reward(m)", BASE, [0.1, 0.2])
+    perturbed = [PerturbedText(f"p{i}", None, "x") for i in (0, 1)]
+    about = {"implicit_reward(m)": About("m", "", scorer="implicit_reward")}
+    records = hacking(scores, perturbed, responses, scorers=about, seed=0)
+    assert rows.value(records, "m", "score", scorer="implicit_reward") == pytest.approx(0.15)
+    assert not [record for record in records if record.metric == "normal_score"]
+
+
+def test_rank_correlation_is_scipy_s() -> None:
+    x = {f"p{i}": float(v) for i, v in enumerate([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])}
+    y = {f"p{i}": float(v) for i, v in enumerate([2, 7, 1, 8, 2, 8, 1, 8, 2, 8])}
+    found = rank_correlation(x, y, seed=0)
+    assert found.mean == pytest.approx(scipy.stats.spearmanr([*x.values()], [*y.values()]).statistic)
+    assert found.low is not None
+    assert rank_correlation({"p": 1.0, "q": 2.0}, y | {"p": 1.0, "q": 1.0}, seed=0).mean is None
+    assert rank_correlation(dict.fromkeys(x, 1.0), y, seed=0).mean is None
+
+
+def test_in_standard_deviations() -> None:
+    one = Estimate(mean=2.0, low=1.0, high=4.0, n=5, n_clusters=5, method="m")
+    assert (scaled(one, 2.0).mean, scaled(one, 2.0).low, scaled(one, 2.0).high) == (1.0, 0.5, 2.0)
+    assert scaled(one, 0.0).mean is None
