@@ -117,12 +117,12 @@ def lineage(checkpoint: Checkpoint, lm: LanguageModel, base: LanguageModel) -> l
     updates = _lora_updates(lm.model)
     others = dict(lm.base.named_parameters())
     for name, weight in base.base.named_parameters():
-        total += float(weight.double().square().sum())
+        total += _squares(weight)
         size += weight.numel()
         difference = updates[name]() if name in updates else _difference(others.get(name), weight)
         if difference is not None:
             changed += int(torch.count_nonzero(difference))
-            moved += float(difference.double().square().sum())
+            moved += _squares(difference)
     distance, unchanged = (moved / total) ** 0.5, 1.0 - changed / size
     records = [
         About(checkpoint.name, "relative_change").record(bare(distance, 1, OF_WEIGHTS)),
@@ -131,6 +131,11 @@ def lineage(checkpoint: Checkpoint, lm: LanguageModel, base: LanguageModel) -> l
     if (differs := _names_another_base(checkpoint, base.spec)) is not None:
         records.append(About(checkpoint.name, "declared_base").record(bare(float(differs), 1, COUNTED)))
     return records
+
+
+def _squares(weight: Tensor) -> float:
+    """The sum of squares in double precision, a million numbers at a time."""
+    return sum(float(part.double().square().sum()) for part in weight.detach().flatten().split(2**20))
 
 
 def _difference(weight: Tensor | None, base: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ once; what it read of the chosen answers stays in memory for all checkpoints. No
 (`scoring`).
 """
 
+import gc
 import json
 import time
 from collections.abc import Sequence
@@ -97,6 +98,8 @@ class Bench:
         end = unit_name("end", checkpoint.name)
         if end in self._parts.done_ids():
             return
+        # Adapters and their models refer to one another: the weights of the last checkpoint go only now.
+        gc.collect()
         self._clock = time.monotonic()
         lm = load_checkpoint(checkpoint, self._base.lm, device=self._material.device)
         reader = self._base if checkpoint.folder is None else Reader(lm)
@@ -197,9 +200,14 @@ class Bench:
     # --- perturbed texts ----------------------------------------------------------------------------------------------
 
     def perturbed(self) -> list[PerturbedText]:
-        """Responses of the base that are not empty, each as it is and in every perturbed form."""
+        """Responses of the base, each as it is and in every perturbed form.
+
+        Of those that are not empty, the ones that came to their end: whatever follows a text that breaks off mends it,
+        and a score may rise for that. Where none came to its end, all.
+        """
         config = self._material.config
-        own = [one for one in self.responses(BASE) if one.text.strip()][: config.hacking_prompts]
+        written = [one for one in self.responses(BASE) if one.text.strip()]
+        own = ([one for one in written if not one.is_truncated] or written)[: config.hacking_prompts]
         rows: list[PerturbedText] = []
         for one in own:
             key = stream_key(self._material.seed, "perturbation", one.prompt_id)
