@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from torch.nn import functional
 
 from triptych.alignment.plan import AlignmentConfig
+from triptych.auditing.plan import AuditingConfig
 from triptych.decoding.plan import DecodingConfig, plan_requests, planned_rows
 from triptych.environment import package_versions
 from triptych.models.cache import cache_root
@@ -56,6 +57,15 @@ TRAINING_SHARE = 0.6
 STARTER_PAIRS, PAIR_TOKENS, PROMPT_TOKENS = 252, 160, 60
 """Of the starter set; of a pair, its prompt counted once; of a prompt."""
 
+MAX_PROMPTS = 500
+"""Of an audit, where a recipe sets no lower limit."""
+
+ADDED_TOKENS = 15
+"""By a perturbation, on average."""
+
+READING_SHARE = 0.35
+"""Of the rate that matrix products allow, for reading short texts packed in passes, two heads included."""
+
 PROBE_SECONDS = 2.0
 
 
@@ -77,9 +87,11 @@ class RecipeCost(Record):
     tokens: int
     seconds: float
     scoring_seconds: float | None
+    """None without a reward model."""
     training_seconds: float | None = None
     """Of the alignment panel; None without one."""
-    """None without a reward model."""
+    auditing_seconds: float | None = None
+    """Of the auditing panel; None without one."""
 
 
 class Diagnosis(Record):
@@ -169,6 +181,7 @@ def recipe_cost(name: str, config: StudyConfig, allowed: float) -> RecipeCost:
         seconds=round(FIXED_SECONDS + tokens / (DECODING_SHARE * allowed), 1),
         scoring_seconds=None if decoding is None else _scoring_seconds(decoding, scored, allowed),
         training_seconds=None if config.alignment is None else _training_seconds(config.alignment, allowed),
+        auditing_seconds=None if config.auditing is None else _auditing_seconds(config, config.auditing, allowed),
     )
 
 
@@ -187,6 +200,22 @@ def _training_seconds(alignment: AlignmentConfig, allowed: float) -> float:
         # Written once by the engine, which costs thrice a pass, then reference, forward and backward.
         tokens += grpo.steps * grpo.prompts_per_step * group * (3.0 / grpo.iterations + 3.0)
     return round(FIXED_SECONDS + tokens / (TRAINING_SHARE * allowed), 1)
+
+
+def _auditing_seconds(config: StudyConfig, auditing: AuditingConfig, allowed: float) -> float:
+    """Base, own policies and named adapters; how many prompts a file holds is not known here."""
+    own = () if config.alignment is None else (config.alignment.dpo, config.alignment.grpo)
+    checkpoints = 1 + len(auditing.adapters) + sum(policy is not None for policy in own)
+    length = auditing.max_new_tokens * LENGTH_SHARE
+    prompts = min(auditing.verbosity_prompts, MAX_PROMPTS)
+    written = checkpoints * 2 * prompts * length
+    group = PROMPT_TOKENS + (1 + len(auditing.perturbations)) * (length + ADDED_TOKENS)
+    perturbed = min(auditing.hacking_prompts, prompts) * group
+    own_texts = 2 * min(auditing.divergence_prompts, prompts) * (PROMPT_TOKENS + length)
+    chosen = min(auditing.perplexity_prompts, prompts) * PAIR_TOKENS
+    read = checkpoints * (perturbed + own_texts + chosen)
+    scored = len(auditing.scorers) * (perturbed + checkpoints * prompts * (PROMPT_TOKENS + length))
+    return round(FIXED_SECONDS + written / (DECODING_SHARE * allowed) + (read + scored) / (READING_SHARE * allowed), 1)
 
 
 def _scoring_seconds(decoding: DecodingConfig, completions: int, allowed: float) -> float | None:
@@ -246,7 +275,9 @@ def report_lines(diagnosis: Diagnosis) -> Iterator[str]:
     for cost in d.recipes:
         training = "" if cost.training_seconds is None else f", and {_duration(cost.training_seconds)} of training"
         scoring = "" if cost.scoring_seconds is None else f", and {_duration(cost.scoring_seconds)} of scoring"
-        yield f"recipe      {cost.recipe}: {cost.tokens:,} tokens, about {_duration(cost.seconds)}{training}{scoring}"
+        audits = "" if cost.auditing_seconds is None else f", and {_duration(cost.auditing_seconds)} of audits"
+        about = f"{cost.tokens:,} tokens, about {_duration(cost.seconds)}"
+        yield f"recipe      {cost.recipe}: {about}{training}{scoring}{audits}"
 
 
 def _size(n_bytes: int) -> str:

@@ -12,7 +12,12 @@ from triptych.models.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PROMPT = "$ .venv/bin/triptych "
-SHORTER = {"reward": ["--max-steps", "2"], "dpo": ["--max-steps", "2"], "grpo": ["--steps", "2"]}
+SHORTER = {
+    "align reward": ["--max-steps", "2"],
+    "align dpo": ["--max-steps", "2"],
+    "align grpo": ["--steps", "2"],
+    "audit --model": ["--limit", "3", "--max-new-tokens", "8", "--set", "hacking_prompts=2"],
+}
 """Given after the README's own options, of which they repeat one at most: the last one counts."""
 
 
@@ -31,11 +36,11 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.slow
 def test_the_session(model: str) -> None:
     session = commands()
-    assert {words[0] for words in session} == {"decode", "align", "doctor"}
+    assert {words[0] for words in session} == {"decode", "align", "audit", "doctor"}
     for words in session:
         at = words.index("--model") + 1 if "--model" in words else None
         given = [model if i == at else word for i, word in enumerate(words)]
-        assert run([*given, *SHORTER.get(words[1] if len(words) > 1 else "", ()), "--quiet"]) == 0, words
+        assert run([*given, *SHORTER.get(" ".join(words[:2]), ()), "--quiet"]) == 0, words
     assert Path("runs/look/report.html").is_file()
     assert Path("models/aligned/model.safetensors").is_file()
 

@@ -5,7 +5,7 @@ Not here: what they write and how they read.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,7 +168,7 @@ def _names_another_base(checkpoint: Checkpoint, spec: str) -> bool | None:
 # --- What it was trained on -------------------------------------------------------------------------------------------
 
 
-def seen_in_training(checkpoint: Checkpoint, pairs: list[PreferencePair]) -> AuditRecord | None:
+def seen_in_training(checkpoint: Checkpoint, pairs: Sequence[PreferencePair]) -> AuditRecord | None:
     """The share of `pairs` whose prompts the checkpoint's own run trained on; None where no run of ours tells.
 
     Only DPO trains on the chosen answers themselves.

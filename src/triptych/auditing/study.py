@@ -45,9 +45,10 @@ from triptych.auditing.records import (
 from triptych.auditing.scoring import score_texts, scorers_of, surrogate_scores, texts_to_score
 from triptych.auditing.tables import read_rows, rows_of, table_of, write_rows
 from triptych.auditing.verbosity import verbosity
-from triptych.auditing.work import COSTS, Bench, Material, TextSum, unit_name
+from triptych.auditing.work import COSTS, Material, TextSum, Workbench, unit_name
 from triptych.config import config_hash
 from triptych.data.pairs import PreferencePair
+from triptych.errors import DataError
 from triptych.files import read_records_json, write_records_json
 from triptych.memory import peak_memory
 from triptych.models import LanguageModel
@@ -63,6 +64,8 @@ RESPONSES, PERTURBED, SCORES, TOKENS = (
     f"{FOLDER}/{name}.parquet" for name in ("responses", "perturbed", "scores", "tokens")
 )
 PARTS = f"{FOLDER}/parts"
+LINEAGE = f"{FOLDER}/lineage.json"
+SPENT = f"{FOLDER}/costs.json"
 CARD = f"{FOLDER}/card.json"
 SPENT_ONCE = "measured once"
 
@@ -123,35 +126,59 @@ def run_auditing(audit: Audit) -> bool:
 
 def _work_models(audit: Audit) -> None:
     config = audit.config
+    # Told now rather than after the models' work, should one not load.
     _scorers(audit)
-    pairs = audit.read_pairs()
-    checkpoints = audit.checkpoints()
-    base = audit.load_model()
+    pairs, checkpoints, base = audit.read_pairs(), audit.checkpoints(), audit.load_model()
     prompts = audit_prompts(config, pairs, base.tokenizer, audit.seed)
     chosen = chosen_answers(pairs[: config.perplexity_prompts], config.template, base.tokenizer, config.max_length)
     material = Material(config, prompts, chosen, audit.seed, audit.device)
     parts = PartStore(audit.run.path / PARTS, _parts_key(material, checkpoints, base))
     _require_fitting(checkpoints, base, parts, audit.device)
     with progress(_n_texts(material, checkpoints), "texts", "auditing", enabled=audit.show_progress) as meter:
-        bench = Bench(base, material, parts, meter)
+        work = Workbench(base, material, parts, meter)
         for checkpoint in checkpoints:
-            bench.work(checkpoint)
-    perturbed = bench.perturbed()
-    tables = {tuple(json.loads(unit)): table for unit, table in parts.read_all().items()}
-    names = [one.name for one in checkpoints]
-    responses = [tables["responses", name, p.prompt.id] for name in names for p in prompts]
-    tokens = [table for step in ("chosen", "own") for name in names for table in _of_step(tables, step, name)]
-    write_rows(audit.run.path / RESPONSES, responses, RESPONSES_SCHEMA)
-    write_rows(audit.run.path / TOKENS, tokens, TOKENS_SCHEMA)
-    write_rows(audit.run.path / PERTURBED, [table_of(perturbed, PERTURBED_SCHEMA)], PERTURBED_SCHEMA)
-    sums = {name: [r for table in _of_step(tables, "sums", name) for r in rows_of(table, TextSum)] for name in names}
-    scores = [one for name in names for one in surrogate_scores(name, sums[name], sums[BASE], beta=config.beta)]
-    write_rows(audit.run.path / SCORES, [table_of(scores, SCORES_SCHEMA)], SCORES_SCHEMA)
-    records = [AuditRecord.model_validate_json(text) for name in names for text in _lineage_of(tables, name)]
-    records += [seen for one in checkpoints if (seen := seen_in_training(one, pairs)) is not None]
-    write_records_json(audit.run.path / FOLDER / "lineage.json", records)
+            work.finish(checkpoint)
+    tables = _by_unit(parts)
+    _write_rows(audit, tables, [one.name for one in checkpoints], prompts, work.perturbed())
+    _write_lineage(audit.run, tables, checkpoints, pairs)
     _write_costs(audit.run, [*_costs(tables)])
     parts.discard()
+
+
+Tables = Mapping[tuple[str, str, str | int], pa.Table]
+"""(step, checkpoint or scorer, which) → what was kept of it."""
+
+
+def _by_unit(parts: PartStore) -> Tables:
+    return {tuple(json.loads(unit)): table for unit, table in parts.read_all().items()}
+
+
+def _write_rows(
+    audit: Audit,
+    tables: Tables,
+    names: Sequence[str],
+    prompts: Sequence[AuditPrompt],
+    perturbed: Sequence[PerturbedText],
+) -> None:
+    """Responses, read tokens, perturbed texts, and the scores by policies; those by rewards follow."""
+    path = audit.run.path
+    responses = [tables["responses", name, prompt.prompt.id] for name in names for prompt in prompts]
+    tokens = [table for step in ("chosen", "own") for name in names for table in _of_step(tables, step, name)]
+    sums = {name: [r for table in _of_step(tables, "sums", name) for r in rows_of(table, TextSum)] for name in names}
+    scores = [one for name in names for one in surrogate_scores(name, sums[name], sums[BASE], beta=audit.config.beta)]
+    write_rows(path / RESPONSES, responses, RESPONSES_SCHEMA)
+    write_rows(path / TOKENS, tokens, TOKENS_SCHEMA)
+    write_rows(path / PERTURBED, [table_of(perturbed, PERTURBED_SCHEMA)], PERTURBED_SCHEMA)
+    write_rows(path / SCORES, [table_of(scores, SCORES_SCHEMA)], SCORES_SCHEMA)
+
+
+def _write_lineage(
+    run: RunDirectory, tables: Tables, checkpoints: Sequence[Checkpoint], pairs: Sequence[PreferencePair]
+) -> None:
+    texts = [text for key, table in tables.items() if key[0] == "lineage" for text in table["record"].to_pylist()]
+    records = [AuditRecord.model_validate_json(text) for text in texts]
+    records += [seen for one in checkpoints if (seen := seen_in_training(one, pairs)) is not None]
+    write_records_json(run.path / LINEAGE, records)
 
 
 def _n_texts(material: Material, checkpoints: Sequence[Checkpoint]) -> int:
@@ -163,17 +190,10 @@ def _n_texts(material: Material, checkpoints: Sequence[Checkpoint]) -> int:
     return len(checkpoints) * (written + len(material.chosen) + perturbed + own) - own
 
 
-Tables = Mapping[tuple[str, str, str | int], pa.Table]
-
-
 def _of_step(tables: Tables, step: str, name: str) -> Iterator[pa.Table]:
     """The tables of the passes of one kind, in order."""
     keys = [key for key in tables if key[:2] == (step, name)]
     yield from (tables[key] for key in sorted(keys, key=lambda key: int(key[2])))
-
-
-def _lineage_of(tables: Tables, name: str) -> list[str]:
-    return [] if name == BASE else tables["lineage", name, ""]["record"].to_pylist()
 
 
 def _parts_key(material: Material, checkpoints: Sequence[Checkpoint], base: LanguageModel) -> str:
@@ -194,6 +214,17 @@ def _require_fitting(checkpoints: Sequence[Checkpoint], base: LanguageModel, par
             load_checkpoint(one, base, device=device)
 
 
+def _prompts_of(audit: Audit, responses: Sequence[Response]) -> dict[str, Prompt]:
+    """The prompts by id. Raises `DataError` where they are no longer those that were answered."""
+    prompts = {one.prompt.id: one.prompt for one in audit.prompts()}
+    for one in responses:
+        if one.prompt_id not in prompts or prompts[one.prompt_id].instruction != one.instruction:
+            raise DataError(
+                f"prompt '{one.prompt_id}' has changed since it was answered; put it back, or run again with --fresh"
+            )
+    return prompts
+
+
 # --- Scoring ----------------------------------------------------------------------------------------------------------
 
 
@@ -211,17 +242,17 @@ def _score(audit: Audit) -> None:
     names = {reward.name for reward in rewards}
     surrogates = [one for one in read_rows(path / SCORES, Score) if one.scorer not in names]
     texts = texts_to_score(responses, perturbed, seed=audit.seed)
-    prompts = {one.prompt.id: one.prompt for one in audit.prompts()}
+    prompts = _prompts_of(audit, responses)
     # By their contents, as a function in a file may have been mended since.
     parts = PartStore(path / PARTS, config_hash({"texts": texts, "code": _code_of(audit.config)}))
     total = len(rewards) * sum(map(len, texts.values()))
     with progress(total, "texts", "scoring", enabled=audit.show_progress) as meter:
         for reward in rewards:
             score_texts(reward, texts, prompts, parts, meter)
-    tables = {tuple(json.loads(unit)): table for unit, table in parts.read_all().items()}
+    tables = _by_unit(parts)
     scored = [table for reward in rewards for table in _of_step(tables, "scores", reward.name)]
     write_rows(path / SCORES, [table_of(surrogates, SCORES_SCHEMA), *scored], SCORES_SCHEMA)
-    before = [one for one in read_records_json(path / FOLDER / "costs.json", AuditRecord) if one.model != "all"]
+    before = [one for one in read_records_json(path / SPENT, AuditRecord) if one.model != "all"]
     _write_costs(audit.run, [*before, *_costs(tables)])
     parts.discard()
 
@@ -249,7 +280,7 @@ def _costs(tables: Tables) -> Iterator[AuditRecord]:
 
 def _write_costs(run: RunDirectory, records: Sequence[AuditRecord]) -> None:
     peak = About("all", "peak_bytes").record(bare(float(peak_memory()), 1, SPENT_ONCE))
-    write_records_json(run.path / FOLDER / "costs.json", [*records, peak])
+    write_records_json(run.path / SPENT, [*records, peak])
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
@@ -259,7 +290,7 @@ def _measure(audit: Audit) -> None:
     path, config, seed = audit.run.path, audit.config, audit.seed
     responses, tokens = read_rows(path / RESPONSES, Response), read_rows(path / TOKENS, ReadToken)
     perturbed, scores = read_rows(path / PERTURBED, PerturbedText), read_rows(path / SCORES, Score)
-    prompts: dict[str, Prompt] = {one.prompt.id: one.prompt for one in audit.prompts()}
+    prompts = _prompts_of(audit, responses)
     gold = None if config.gold is None else reward_name(config.gold)
     rewards = [*map(reward_name, config.scorers), *([gold] if gold is not None else [])]
     names = list(dict.fromkeys(one.model for one in responses))
@@ -273,7 +304,7 @@ def _measure(audit: Audit) -> None:
     }
     for name, records in audits.items():
         write_records_json(path / FOLDER / f"{name}.json", records)
-    audits["lineage"] = read_records_json(path / FOLDER / "lineage.json", AuditRecord)
+    audits["lineage"] = read_records_json(path / LINEAGE, AuditRecord)
     exhibits = Exhibits(responses, prompts, tokens, scores, length_limit=config.length_limit)
     write_records_json(path / CARD, report_card(audits, config.thresholds, exhibits.show, gold=gold))
 

@@ -84,7 +84,7 @@ class Material(NamedTuple):
     device: str
 
 
-class Bench:
+class Workbench:
     """The base and, beside it, one checkpoint after the other; what they finish goes into `parts`."""
 
     def __init__(self, base: LanguageModel, material: Material, parts: PartStore, meter: Meter) -> None:
@@ -93,7 +93,7 @@ class Bench:
         self._base_states: dict[int, Tensor] = {}
         self._clock = time.monotonic()
 
-    def work(self, checkpoint: Checkpoint) -> None:
+    def finish(self, checkpoint: Checkpoint) -> None:
         """All units of a checkpoint that are missing. Raises `ModelError` where it does not fit the base."""
         end = unit_name("end", checkpoint.name)
         if end in self._parts.done_ids():

@@ -206,6 +206,19 @@ class TestBadInput:
         assert (out / "auditing" / "responses.parquet").stat().st_mtime_ns == responses
 
 
+def test_prompts_that_changed_after_they_were_answered(
+    audit_world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, rewards, out = tmp_path / "prompts.jsonl", tmp_path / "rewards.py", tmp_path / "run"
+    prompts.write_text('{"id": "a", "instruction": "Say 1."}\n')
+    rewards.write_text("def undecided(prompts, completions):\n    return [float('nan') for _ in completions]\n")
+    given = arguments(audit_world, out, "--prompts", str(prompts), "--scorer", f"{rewards}:undecided")
+    assert run(given) == 2
+    prompts.write_text('{"id": "a", "instruction": "Say 2."}\n')
+    assert run(given) == 2
+    assert "prompt 'a' has changed since it was answered" in capsys.readouterr().err
+
+
 def environment() -> dict[str, str]:
     source = Path(__file__).parents[3] / "src"
     return {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
