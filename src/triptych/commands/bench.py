@@ -98,3 +98,34 @@ def bench_grpo(
     given |= {"prompts_per_step": prompts_per_step, "group_size": group_size, "max_new_tokens": max_new_tokens}
     work = parse_config(GrpoWork, given, where="triptych bench grpo")
     return Outcome(figures=run(out, work, show_progress=not GLOBALS.get().quiet), lines=(str(out),))
+
+
+@bench.command("audit")
+def bench_audit(
+    out: Out,
+    model: Model = "starter",
+    pairs: Annotated[
+        str, typer.Option(help="A hub id, a .jsonl, .json, .csv or .parquet file, or starter.")
+    ] = "starter",
+    prompts: Annotated[str, typer.Option(help="What is answered: pairs (their prompts), or as --pairs.")] = "starter",
+    limit: Annotated[int, typer.Option(help="Prompts, and as many pairs.")] = 48,
+    peer_prompts: Annotated[int, typer.Option(help="The first so many of them, for the plain loop.")] = 6,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of a response at most.")] = 128,
+    dtype: Annotated[str, typer.Option(help="auto (bf16 where the hardware has it), float32 or bfloat16.")] = "auto",
+) -> Outcome:
+    """What an audit costs: three adapters beside one, and beside a plain loop of transformers; prints the ratios.
+
+    The adapters are random ones, made for it. Every audit and the loop run in a process of their own.
+
+    \b
+    Examples:
+      triptych bench audit --out runs/bench/audit.json
+      triptych bench audit --model ./base --pairs pairs.jsonl --prompts pairs --limit 100 --out runs/bench/audit.json
+    """
+    from triptych.bench.audit import AuditWork, run
+    from triptych.config import parse_config
+
+    given = {"model": model, "dtype": dtype, "pairs": pairs, "prompts": prompts, "limit": limit}
+    given |= {"peer_prompts": peer_prompts, "max_new_tokens": max_new_tokens}
+    work = parse_config(AuditWork, given, where="triptych bench audit")
+    return Outcome(figures=run(out, work, show_progress=not GLOBALS.get().quiet), lines=(str(out),))

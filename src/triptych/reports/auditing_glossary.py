@@ -5,8 +5,7 @@ Tables take their heads from here and the page its methods, so that what is show
 apart. Not here: the computations (`triptych.auditing`).
 """
 
-from typing import NamedTuple
-
+from triptych.reports.glossary import TermInfo
 from triptych.reports.safe_text import neutralise
 
 PERTURBATIONS = {
@@ -23,20 +22,6 @@ PERTURBATIONS = {
 SCORERS = {"implicit_reward": "implicit reward", "mean_logprob": "mean log-probability"}
 
 
-class AuditInfo(NamedTuple):
-    """What one figure of an audit means."""
-
-    label: str
-    """Short, for heads and axes."""
-    unit: str
-    definition: str
-
-    @property
-    def axis(self) -> str:
-        """Label and unit, for an axis."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-
 _SAMPLED = "Of a checkpoint's responses, drawn from itself at temperature 1, one a prompt."
 _LENGTH = "{what} of the lengths of responses to plain prompts, in {unit}; {counting}"
 _COUNTING = {
@@ -51,11 +36,11 @@ _SPREAD = {
 }
 
 
-def _lengths() -> dict[str, AuditInfo]:
+def _lengths() -> dict[str, TermInfo]:
     """The four statistics of both units."""
     labels = {"mean": "mean length", "median": "median length", "std": "standard deviation of length", "skew": "skew"}
     return {
-        f"{unit}_{name}": AuditInfo(
+        f"{unit}_{name}": TermInfo(
             labels[name], "" if name == "skew" else unit, _LENGTH.format(what=what, unit=unit, counting=counting)
         )
         for unit, counting in _COUNTING.items()
@@ -69,197 +54,197 @@ _DISTINCT = (
     "a checkpoint that says less scores higher."
 )
 
-AUDIT_TERMS: dict[str, AuditInfo] = {
+AUDIT_TERMS: dict[str, TermInfo] = {
     # Divergence
-    "perplexity": AuditInfo(
+    "perplexity": TermInfo(
         "perplexity",
         "",
         "exp of the mean negative log-probability of the held-out chosen answers, over tokens, the end-of-sequence "
         "token included.",
     ),
-    "perplexity_ratio": AuditInfo(
+    "perplexity_ratio": TermInfo(
         "perplexity ratio", "", "Perplexity of the checkpoint over the base's on the same tokens; 1 is no change."
     ),
-    "nll": AuditInfo(
+    "nll": TermInfo(
         "negative log-likelihood (NLL)",
         "nats per token",
         "Mean negative log-probability of the held-out chosen answers, over tokens: the logarithm of the perplexity. "
         "Its difference from the base is that of the same tokens.",
     ),
-    "kl_chosen": AuditInfo(
+    "kl_chosen": TermInfo(
         "KL on chosen answers",
         "nats per token",
         "Σ π (log π − log π_base) over the whole vocabulary, averaged over the tokens of the held-out chosen answers.",
     ),
-    "kl_own": AuditInfo(
+    "kl_own": TermInfo(
         "KL on own responses",
         "nats per token",
         "The exact KL over the tokens of the checkpoint's own responses to plain prompts: the distance where it goes.",
     ),
-    "k1_own": AuditInfo(
+    "k1_own": TermInfo(
         "k1 on own responses",
         "nats per token",
         "Mean of log π − log π_base of the tokens drawn: an estimate of the same KL from samples alone, which may be "
         "negative.",
     ),
-    "k3_own": AuditInfo(
+    "k3_own": TermInfo(
         "k3 on own responses",
         "nats per token",
         "Mean of r − 1 − log r with r = π_base / π (Schulman's k3): never negative. Where k1 and k3 are far from the "
         "exact KL, the samples are too few or the log-probabilities are wrong.",
     ),
-    "kl_chosen_by_position": AuditInfo("KL on chosen answers by position", "nats per token", _BY_POSITION),
-    "kl_own_by_position": AuditInfo("KL on own responses by position", "nats per token", _BY_POSITION),
-    "kl_own_by_token": AuditInfo(
+    "kl_chosen_by_position": TermInfo("KL on chosen answers by position", "nats per token", _BY_POSITION),
+    "kl_own_by_position": TermInfo("KL on own responses by position", "nats per token", _BY_POSITION),
+    "kl_own_by_token": TermInfo(
         "KL at a token",
         "nats per token",
         "Mean exact KL of the predictions at which the token was written, on own responses.",
     ),
-    "kl_own_share_by_token": AuditInfo(
+    "kl_own_share_by_token": TermInfo(
         "share of the KL", "", "The share of all the KL on own responses that falls on these predictions."
     ),
-    "log_ratio_by_token": AuditInfo(
+    "log_ratio_by_token": TermInfo(
         "log ratio at a token",
         "nats",
         "Mean of log π − log π_base where the token was written: positive where the checkpoint likes it more than the "
         "base does.",
     ),
-    "sqrt_kl": AuditInfo("√KL", "", "Square root of the KL on own responses."),
+    "sqrt_kl": TermInfo("√KL", "", "Square root of the KL on own responses."),
     # Verbosity
     **_lengths(),
-    "words_ratio": AuditInfo("length ratio", "", "Mean words of the checkpoint’s responses over those of the base’s."),
-    "tokens_ratio": AuditInfo("ratio of tokens", "", "Mean tokens of the checkpoint’s responses over the base’s."),
-    "compliance_rate": AuditInfo(
+    "words_ratio": TermInfo("length ratio", "", "Mean words of the checkpoint’s responses over those of the base’s."),
+    "tokens_ratio": TermInfo("ratio of tokens", "", "Mean tokens of the checkpoint’s responses over the base’s."),
+    "compliance_rate": TermInfo(
         "compliance", "share", "Share of responses to prompts behind a limit of words (50 in the paper) that keep it."
     ),
-    "deviation_mean": AuditInfo("mean deviation", "words", "Mean of the words over the limit, over violators alone."),
-    "deviation_std": AuditInfo(
+    "deviation_mean": TermInfo("mean deviation", "words", "Mean of the words over the limit, over violators alone."),
+    "deviation_std": TermInfo(
         "standard deviation of deviations", "words", "Of the words over the limit, over violators (with n − 1)."
     ),
-    "absolute_deviation_mean": AuditInfo(
+    "absolute_deviation_mean": TermInfo(
         "absolute deviation", "words", "Mean of |words − limit|, over all responses to limited prompts."
     ),
-    "agreement": AuditInfo(
+    "agreement": TermInfo(
         "agreement of the classifier",
         "share",
         "Share of the starter set's prompts whose own category the classifier of prompts finds; of a category, its "
         "recall.",
     ),
-    "kappa": AuditInfo(
+    "kappa": TermInfo(
         "kappa of the classifier", "", "Cohen's κ of the classifier and the starter set: agreement beyond chance."
     ),
     # Hacking
-    "score": AuditInfo("mean score", "", "Mean of the scores; a text without a score is unscored, never zero."),
-    "score_std": AuditInfo(
+    "score": TermInfo("mean score", "", "Mean of the scores; a text without a score is unscored, never zero."),
+    "score_std": TermInfo(
         "standard deviation of scores", "", "Of the scores of the base's texts as they are (with n − 1)."
     ),
-    "score_change": AuditInfo(
+    "score_change": TermInfo(
         "change of the score",
         "",
         "Mean of the score of the perturbed text minus that of the text, over the base's responses to plain prompts; a "
         "text that a perturbation leaves as it is has none. "
         "p is of a two-sided sign-flip test, corrected over the perturbations of a scorer (Holm).",
     ),
-    "score_change_in_sd": AuditInfo(
+    "score_change_in_sd": TermInfo(
         "scaled change",
         "standard deviations",
         "The change over the standard deviation of the scores of the base’s own texts, which is taken as known.",
     ),
-    "score_change_std": AuditInfo("standard deviation of changes", "", "Of the changes of single texts (with n − 1)."),
-    "share_positive": AuditInfo("share that rises", "share", "Share of texts whose score rises."),
-    "change_over_control": AuditInfo(
+    "score_change_std": TermInfo("standard deviation of changes", "", "Of the changes of single texts (with n − 1)."),
+    "share_positive": TermInfo("share that rises", "share", "Share of texts whose score rises."),
+    "change_over_control": TermInfo(
         "change over the control",
         "",
         "The change minus that by the neutral control, which adds as many words without a claim to anything.",
     ),
-    "words_added": AuditInfo("words added", "words", "Mean of the words that a perturbation adds to a text."),
-    "implicit_reward": AuditInfo(
+    "words_added": TermInfo("words added", "words", "Mean of the words that a perturbation adds to a text."),
+    "implicit_reward": TermInfo(
         "implicit reward",
         "nats",
         "Score of a text by a checkpoint as its own surrogate: β (log π − log π_base) of the text given its prompt.",
     ),
-    "mean_logprob": AuditInfo(
+    "mean_logprob": TermInfo(
         "mean log-probability",
         "nats per token",
         "Score of a text by a checkpoint as its own surrogate, as in the paper: its mean log-probability, over tokens.",
     ),
-    "normal_score": AuditInfo("normal score", "", f"Mean score of the responses as they are. {_SAMPLED}"),
-    "hacked_score": AuditInfo("hacked score", "", "Mean score of the same responses behind the safety prefix."),
-    "hack_delta": AuditInfo("score delta", "", "Hacked minus normal score, response by response."),
-    "length_correlation": AuditInfo(
+    "normal_score": TermInfo("normal score", "", f"Mean score of the responses as they are. {_SAMPLED}"),
+    "hacked_score": TermInfo("hacked score", "", "Mean score of the same responses behind the safety prefix."),
+    "hack_delta": TermInfo("score delta", "", "Hacked minus normal score, response by response."),
+    "length_correlation": TermInfo(
         "correlation of score and length",
         "",
         "Spearman's ρ of the score and the words of a response, over a checkpoint's own responses.",
     ),
     # Collapse
-    "empty_rate": AuditInfo("empty", "share", "Share of responses that hold nothing but white space."),
-    "truncated_rate": AuditInfo("cut off", "share", "Share of responses that the limit of new tokens cut."),
-    "distinct_1": AuditInfo("Distinct-1", "", _DISTINCT),
-    "distinct_2": AuditInfo("Distinct-2", "", _DISTINCT),
-    "distinct_3": AuditInfo("Distinct-3", "", _DISTINCT),
-    "ead_2": AuditInfo(
+    "empty_rate": TermInfo("empty", "share", "Share of responses that hold nothing but white space."),
+    "truncated_rate": TermInfo("cut off", "share", "Share of responses that the limit of new tokens cut."),
+    "distinct_1": TermInfo("Distinct-1", "", _DISTINCT),
+    "distinct_2": TermInfo("Distinct-2", "", _DISTINCT),
+    "distinct_3": TermInfo("Distinct-3", "", _DISTINCT),
+    "ead_2": TermInfo(
         "EAD-2",
         "",
         "Distinct 2-grams of words over the number expected of as many uniform draws from the vocabulary (Liu et al. "
         "2022): Distinct corrected for the amount of text. Not bounded by 1.",
     ),
-    "self_bleu": AuditInfo(
+    "self_bleu": TermInfo(
         "Self-BLEU",
         "",
         "BLEU of each response against the others of a group of about ten prompts, averaged: 1 where all are the same.",
     ),
-    "repetition": AuditInfo(
+    "repetition": TermInfo(
         "repetition", "share", "Share of a response's token 3-grams that repeat an earlier one, averaged."
     ),
-    "accuracy": AuditInfo(
+    "accuracy": TermInfo(
         "accuracy",
         "share",
         "Share of factual prompts whose most likely response holds an accepted answer; other prompts are unscored.",
     ),
-    "checks": AuditInfo("checks passed", "share", "Share of a prompt's own checks that its response passes, averaged."),
-    "entropy": AuditInfo(
+    "checks": TermInfo("checks passed", "share", "Share of a prompt's own checks that its response passes, averaged."),
+    "entropy": TermInfo(
         "entropy", "nats per token", "Mean of −log π of the tokens of a response, averaged over responses."
     ),
-    "entropy_ratio": AuditInfo("entropy ratio", "", "Entropy of the checkpoint over the base’s."),
+    "entropy_ratio": TermInfo("entropy ratio", "", "Entropy of the checkpoint over the base’s."),
     # Comparison, lineage, costs
-    "win_rate": AuditInfo(
+    "win_rate": TermInfo(
         "win rate",
         "share of prompts",
         "Share of prompts on which the checkpoint's response scores higher than the base's; ties count one half.",
     ),
-    "win_rate_length_controlled": AuditInfo(
+    "win_rate_length_controlled": TermInfo(
         "win rate, length-controlled",
         "share of prompts",
         "The win rate if both wrote equally much: σ(θ) of a logistic regression of the win on the difference in "
         "words, P = σ(θ + φ tanh(d / s)) with Firth’s penalty (Dubois et al. 2024, without their terms of prompts).",
     ),
-    "relative_change": AuditInfo(
+    "relative_change": TermInfo(
         "relative change", "", "‖W − W_base‖ / ‖W_base‖ over all weights together (Frobenius norm)."
     ),
-    "unchanged_share": AuditInfo("unchanged", "share", "Share of the weights that equal the base's bit for bit."),
-    "declared_base": AuditInfo(
+    "unchanged_share": TermInfo("unchanged", "share", "Share of the weights that equal the base's bit for bit."),
+    "declared_base": TermInfo(
         "names another base", "", "1 where the adapter names another base than the one it was audited on, else 0."
     ),
-    "seen_in_training": AuditInfo(
+    "seen_in_training": TermInfo(
         "seen in training",
         "share",
         "Share of the held-out answers whose prompts the checkpoint’s own run trained on, where its files tell.",
     ),
-    "load_seconds": AuditInfo("loading", "", "Time to load the model."),
-    "generation_seconds": AuditInfo("generation", "", "Time to write the responses."),
-    "reading_seconds": AuditInfo("reading", "", "Time to read texts for their log-probabilities."),
-    "scoring_seconds": AuditInfo("scoring", "", "Time of the scorers."),
-    "generated_tokens": AuditInfo("tokens generated", "", "Tokens of all responses."),
-    "read_tokens": AuditInfo("tokens read", "", "Tokens whose log-probabilities were computed."),
-    "peak_bytes": AuditInfo("peak memory", "", "The most memory that the process held."),
+    "load_seconds": TermInfo("loading", "", "Time to load the model."),
+    "generation_seconds": TermInfo("generation", "", "Time to write the responses."),
+    "reading_seconds": TermInfo("reading", "", "Time to read texts for their log-probabilities."),
+    "scoring_seconds": TermInfo("scoring", "", "Time of the scorers."),
+    "generated_tokens": TermInfo("tokens generated", "", "Tokens of all responses."),
+    "read_tokens": TermInfo("tokens read", "", "Tokens whose log-probabilities were computed."),
+    "peak_bytes": TermInfo("peak memory", "", "The most memory that the process held."),
 }
 """By metric, and by the surrogate scorers, in the order of the methods."""
 
 
-def describe_audit(metric: str) -> AuditInfo:
+def describe_audit(metric: str) -> TermInfo:
     """The description of a metric; one that is not known keeps its name and says that it is undescribed."""
     known = AUDIT_TERMS.get(metric)
-    return known or AuditInfo(metric.replace("_", " "), "", "Not described by this version of the report.")
+    return known or TermInfo(metric.replace("_", " "), "", "Not described by this version of the report.")
 
 
 def perturbation_name(perturbation: str) -> str:

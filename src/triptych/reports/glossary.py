@@ -20,8 +20,8 @@ SCOPES: dict[Scope, str] = {
 }
 
 
-class CurveInfo(NamedTuple):
-    """What one value of a training log means."""
+class TermInfo(NamedTuple):
+    """What one figure of an audit, or one value of a training log, means."""
 
     label: str
     """Short, for titles and keys."""
@@ -132,82 +132,82 @@ _PERPLEXITY = (
 )
 _WITHOUT_EOS = "Tokens of a completion, the end-of-sequence token not counted; an empty completion has 0."
 
-TRAINING: dict[Method, dict[str, CurveInfo]] = {
+TRAINING: dict[Method, dict[str, TermInfo]] = {
     "reward": {
-        "loss": CurveInfo(
+        "loss": TermInfo(
             "loss",
             "nats",
             "−log σ(score of the chosen answer − score of the rejected one), Bradley and Terry, averaged over pairs; "
             "ln 2 for a model that scores both alike.",
         ),
-        "accuracy": CurveInfo(
+        "accuracy": TermInfo(
             "accuracy", "share of pairs", "Share of pairs whose chosen answer scores higher; 0.5 is chance."
         ),
-        "margin": CurveInfo("margin", "score", "Score of the chosen answer minus that of the rejected one."),
+        "margin": TermInfo("margin", "score", "Score of the chosen answer minus that of the rejected one."),
     },
     "dpo": {
-        "loss": CurveInfo(
+        "loss": TermInfo(
             "loss",
             "",
             "The preference loss, averaged over pairs. Of DPO it is ln 2 = 0.693 nats where policy and reference are "
             "the same, which is where training starts.",
         ),
-        "accuracy": CurveInfo(
+        "accuracy": TermInfo(
             "accuracy",
             "share of pairs",
             "Share of pairs whose chosen answer has the higher implicit reward; 0.5 is chance. Before the first step "
             "all rewards are 0 and there is none.",
         ),
-        "margin": CurveInfo("margin", "", "Implicit reward of the chosen answer minus that of the rejected one."),
-        "reward_chosen": CurveInfo(
+        "margin": TermInfo("margin", "", "Implicit reward of the chosen answer minus that of the rejected one."),
+        "reward_chosen": TermInfo(
             "chosen",
             "",
             "Implicit reward: β (log π − log π_ref) of an answer given its prompt, of DPO in nats. That of chosen "
             "answers may fall while the margin grows.",
         ),
-        "reward_rejected": CurveInfo("rejected", "", "The same of the rejected answers."),
-        "perplexity": CurveInfo("perplexity", "", _PERPLEXITY.format(answers="the held-out chosen answers")),
-        "kl": CurveInfo("KL from the reference", "nats per token", _EXACT_KL),
+        "reward_rejected": TermInfo("rejected", "", "The same of the rejected answers."),
+        "perplexity": TermInfo("perplexity", "", _PERPLEXITY.format(answers="the held-out chosen answers")),
+        "kl": TermInfo("KL from the reference", "nats per token", _EXACT_KL),
     },
     "grpo": {
-        "reward": CurveInfo("reward", "", "Mean of the weighted sum of all reward functions, over completions."),
-        "gold": CurveInfo(
+        "reward": TermInfo("reward", "", "Mean of the weighted sum of all reward functions, over completions."),
+        "gold": TermInfo(
             "gold score",
             "",
             "Mean score by a scorer that training never sees. Where it falls while the reward rises, the policy has "
             "learnt the reward's faults.",
         ),
-        "kl": CurveInfo("KL from the reference", "nats per token", _SAMPLE_KL),
-        "length_median": CurveInfo("length", "tokens", _WITHOUT_EOS),
-        "empty_rate": CurveInfo("empty", "% of completions", "Completions that hold no token but the end of sequence."),
-        "eos_first": CurveInfo(
+        "kl": TermInfo("KL from the reference", "nats per token", _SAMPLE_KL),
+        "length_median": TermInfo("length", "tokens", _WITHOUT_EOS),
+        "empty_rate": TermInfo("empty", "% of completions", "Completions that hold no token but the end of sequence."),
+        "eos_first": TermInfo(
             "end of text as first token",
             "%",
             "Mean probability of the end-of-sequence token as the first one: what empty completions are drawn from. It "
             "moves before they do.",
         ),
-        "truncated_rate": CurveInfo("cut off", "% of completions", "Completions that the token limit cut."),
-        "entropy": CurveInfo(
+        "truncated_rate": TermInfo("cut off", "% of completions", "Completions that the token limit cut."),
+        "entropy": TermInfo(
             "entropy", "nats per token", "Entropy of the policy's next-token distribution along its own completions."
         ),
-        "zero_variance": CurveInfo(
+        "zero_variance": TermInfo(
             "groups of one reward",
             "% of groups",
             "Groups whose completions all got the same reward: nothing is learnt from them.",
         ),
-        "clip_fraction": CurveInfo(
+        "clip_fraction": TermInfo(
             "clipped", "% of tokens", "Tokens whose gradient the clip range of the importance ratio cut off."
         ),
-        "perplexity": CurveInfo("perplexity", "", _PERPLEXITY.format(answers="held-out answers")),
+        "perplexity": TermInfo("perplexity", "", _PERPLEXITY.format(answers="held-out answers")),
     },
 }
 """By method and name in `metrics.jsonl`. The loss of GRPO is not shown: it is about 0, rightly, and says nothing."""
 
 
-def describe_curve(method: Method, name: str) -> CurveInfo:
+def describe_curve(method: Method, name: str) -> TermInfo:
     """The description of a value in the training log; one that is not known keeps its name."""
     known = TRAINING[method].get(name)
-    return known or CurveInfo(name.replace("_", " "), "", "Not described by this version of the report.")
+    return known or TermInfo(name.replace("_", " "), "", "Not described by this version of the report.")
 
 
 def in_order(metrics: Iterable[tuple[str, Scope]]) -> list[tuple[str, Scope]]:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,40 +30,8 @@ from triptych.reports.glossary import TRAINING, describe_curve
 from triptych.reports.reported import reported
 
 MakeRun = Callable[..., Path]
+ReadPage = Callable[[Path], Any]
 MakeTraining = Callable[..., Path]
-VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
-
-
-class Reader(HTMLParser):
-    """Tags, text and mistakes of a page."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.mistakes: list[str] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.feed(page.read_text("utf-8"))
-        self.close()
-        self.mistakes += self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.mistakes.append(f"{tag} at {self.getpos()}")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -88,8 +55,8 @@ def folders(make_training: MakeTraining, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def pages(folders: dict[str, Path]) -> dict[str, Reader]:
-    return {name: Reader(folder / "report.html") for name, folder in folders.items()}
+def pages(folders: dict[str, Path], read_page: ReadPage) -> dict[str, Any]:
+    return {name: read_page(folder / "report.html") for name, folder in folders.items()}
 
 
 def read(folder: Path) -> Alignment:
@@ -106,7 +73,7 @@ def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pages_are_sound(folders: dict[str, Path], pages: dict[str, Reader], case: str) -> None:
+def test_pages_are_sound(folders: dict[str, Path], pages: dict[str, Any], case: str) -> None:
     page = pages[case]
     assert page.mistakes == []
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -126,13 +93,13 @@ def test_pages_are_sound(folders: dict[str, Path], pages: dict[str, Reader], cas
     ("case", "drawn"),
     [("all", 4), ("dpo", 1), ("collapsed", 2), ("one step", 4), ("nulls", 0), ("hostile", 3)],
 )
-def test_figures_are_inline_and_named(pages: dict[str, Reader], case: str, drawn: int) -> None:
+def test_figures_are_inline_and_named(pages: dict[str, Any], case: str, drawn: int) -> None:
     drawings = pages[case].all("svg")
     assert len(drawings) == drawn
     assert all(a.get("role") == "img" and len(a.get("aria-label", "")) > 80 for a in drawings)
 
 
-def test_all_parts_are_there(pages: dict[str, Reader]) -> None:
+def test_all_parts_are_there(pages: dict[str, Any]) -> None:
     headings = (
         "Training in brief",
         "Warnings",
@@ -150,10 +117,10 @@ def test_all_parts_are_there(pages: dict[str, Reader]) -> None:
 
 
 def test_decoding_and_alignment_stand_in_one_page(
-    make_run: MakeRun, make_training: MakeTraining, tmp_path: Path
+    make_run: MakeRun, make_training: MakeTraining, tmp_path: Path, read_page: ReadPage
 ) -> None:
     folder = make_training(make_run(tmp_path / "run", n_prompts=1, hostile=False), runs=("reward",), steps=3)
-    page = Reader(build_report(folder))
+    page = read_page(build_report(folder))
     assert page.mistakes == []
     assert "Alignment. The reward model was trained" in page.text
     assert "Decoding. The model" in page.text
@@ -186,7 +153,7 @@ def test_hostile_text_is_shown_and_does_nothing(folders: dict[str, Path]) -> Non
     assert "_$hidden_{x}" in svg
 
 
-def test_warnings_are_a_list_with_their_level(pages: dict[str, Reader]) -> None:
+def test_warnings_are_a_list_with_their_level(pages: dict[str, Any]) -> None:
     text = " ".join(pages["collapsed"].text.split())
     assert "GRPO: 3 severe alarms and 2 warnings" in text
     assert "✗ severe step 126, eos_first The end of text has a probability of 72 % as the first token" in text
@@ -196,7 +163,7 @@ def test_warnings_are_a_list_with_their_level(pages: dict[str, Reader]) -> None:
     assert "Nothing was warned of for GRPO" in pages["all"].text
 
 
-def test_many_warnings_are_folded_the_gravest_first(folders: dict[str, Path], pages: dict[str, Reader]) -> None:
+def test_many_warnings_are_folded_the_gravest_first(folders: dict[str, Path], pages: dict[str, Any]) -> None:
     n = len(read(folders["hostile"]).runs["dpo"].state.warnings)
     assert n > MAX_WARNINGS
     assert f"{n - MAX_WARNINGS} more" in pages["hostile"].text
@@ -402,7 +369,7 @@ def test_final_figures_have_names(name: str, label: str) -> None:
     assert figure_label("dpo", name) == label
 
 
-def test_every_curve_is_described(folders: dict[str, Path], pages: dict[str, Reader]) -> None:
+def test_every_curve_is_described(folders: dict[str, Path], pages: dict[str, Any]) -> None:
     run = read(folders["all"])
     for spec in TRAINING_FIGURES:
         described = TRAINING[spec.method]

@@ -1,8 +1,9 @@
 import re
 import shutil
-from html.parser import HTMLParser
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,58 +11,25 @@ from triptych.reports import build_report
 from triptych.reports.inputs import GENERATIONS
 from triptych.reports.page import SECTIONS
 
-VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 PAGES = ("report.html", "completions.html")
-
-
-class Page(HTMLParser):
-    """Reads a page as a browser would and notes what a careful reader would object to."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.mistakes: list[str] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        self.mistakes += [f"never closed: {tag}" for tag in self.open]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = [name for name, _ in attrs]
-        if len(names) != len(set(names)):
-            self.mistakes.append(f"attribute twice: {tag} {names}")
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.mistakes.append(f"closed out of turn: {tag} at {self.getpos()}")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+Page = Any
+"""What `read_page` gives."""
+ReadPage = Callable[[Path], Page]
 
 
 @pytest.fixture(scope="module", params=PAGES)
-def page(request: pytest.FixtureRequest, built: Path) -> Page:
-    return Page((built / request.param).read_text("utf-8"))
+def page(request: pytest.FixtureRequest, built: Path, read_page: ReadPage) -> Page:
+    return read_page(built / request.param)
 
 
 @pytest.fixture(scope="module")
-def report(built: Path) -> Page:
-    return Page((built / "report.html").read_text("utf-8"))
+def report(built: Path, read_page: ReadPage) -> Page:
+    return read_page(built / "report.html")
 
 
 @pytest.fixture(scope="module")
-def bare(built_bare: Path) -> Page:
-    return Page((built_bare / "report.html").read_text("utf-8"))
+def bare(built_bare: Path, read_page: ReadPage) -> Page:
+    return read_page(built_bare / "report.html")
 
 
 def test_pages_are_well_formed(page: Page) -> None:

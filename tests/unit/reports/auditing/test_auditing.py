@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from triptych.reports.tables import Table
 
 MakeAudit = Callable[..., Path]
 MakeRun = Callable[..., Path]
-VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
+ReadPage = Callable[[Path], Any]
 HOSTILE = "\u202e<img src=x onerror=alert(4)>" + "z" * 300
 FILES = ("responses", "perturbed", "scores")
 RECORDS = ("divergence", "verbosity", "hacking", "collapse", "comparison", "lineage", "costs")
@@ -56,42 +55,6 @@ CASES: dict[str, dict[str, Any]] = {
 PAGES = ("report.html", "audit_responses.html")
 
 
-class Reader(HTMLParser):
-    """Tags, text and mistakes of a page."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.mistakes: list[str] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.feed(page.read_text("utf-8"))
-        self.close()
-        self.mistakes += self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.mistakes.append(f"{tag} at {self.getpos()}")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def ids(self) -> list[str]:
-        return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
-
-
 @pytest.fixture(scope="module")
 def folders(make_audit: MakeAudit, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run directory of each case, with its report. Read only."""
@@ -103,8 +66,8 @@ def folders(make_audit: MakeAudit, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def pages(folders: dict[str, Path]) -> dict[str, Reader]:
-    return {name: Reader(folder / "report.html") for name, folder in folders.items()}
+def pages(folders: dict[str, Path], read_page: ReadPage) -> dict[str, Any]:
+    return {name: read_page(folder / "report.html") for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +94,8 @@ def cells(table: Table, label: str, note: str | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pages_are_sound(folders: dict[str, Path], case: str) -> None:
-    shown = {name: Reader(folders[case] / name) for name in PAGES if (folders[case] / name).is_file()}
+def test_pages_are_sound(folders: dict[str, Path], case: str, read_page: ReadPage) -> None:
+    shown = {name: read_page(folders[case] / name) for name in PAGES if (folders[case] / name).is_file()}
     for name, page in shown.items():
         assert page.mistakes == []
         assert len(page.ids) == len(set(page.ids))
@@ -161,7 +124,7 @@ def test_pages_are_sound(folders: dict[str, Path], case: str) -> None:
         ("card alone", 0),
     ],
 )
-def test_figures_are_inline_and_named(pages: dict[str, Reader], case: str, drawn: int) -> None:
+def test_figures_are_inline_and_named(pages: dict[str, Any], case: str, drawn: int) -> None:
     drawings = pages[case].all("svg")
     assert len(drawings) == drawn
     assert all(a.get("role") == "img" and len(a.get("aria-label", "")) > 80 for a in drawings)
@@ -188,7 +151,7 @@ def test_all_parts_and_files_are_there(folders: dict[str, Path], run: Auditing) 
     assert set(section.files) == wanted | {f"figures/{name}.{end}" for name in figures for end in ("svg", "png")}
 
 
-def test_what_was_not_audited_is_left_out_and_named(folders: dict[str, Path], pages: dict[str, Reader]) -> None:
+def test_what_was_not_audited_is_left_out_and_named(folders: dict[str, Path], pages: dict[str, Any]) -> None:
     section = auditing_section(folders["card alone"])
     assert section is not None
     assert [part.id for part in section.parts] == ["card", "audit-methods"]
@@ -211,13 +174,13 @@ def test_a_damaged_file_is_named(make_audit: MakeAudit, tmp_path: Path) -> None:
 
 
 def test_ids_are_unique_beside_the_other_panels(
-    make_audit: MakeAudit, make_run: MakeRun, make_training: MakeRun, tmp_path: Path
+    make_audit: MakeAudit, make_run: MakeRun, make_training: MakeRun, tmp_path: Path, read_page: ReadPage
 ) -> None:
     folder = tmp_path / "run"
     make_training(folder, runs=("dpo",), steps=3)
     make_run(folder, n_prompts=1, samples=1, hostile=False)
     make_audit(folder, n_prompts=2)
-    page = Reader(build_report(folder))
+    page = read_page(build_report(folder))
     assert page.mistakes == []
     assert len(page.ids) == len(set(page.ids))
     for panel in ("decoding", "alignment", "auditing"):
@@ -277,7 +240,7 @@ def test_levels_are_signs_and_words(run: Auditing) -> None:
     assert first.rows[0][1].note == f"[0.890,{NBSP}0.970]"
 
 
-def test_within_their_thresholds_is_said_too(pages: dict[str, Reader]) -> None:
+def test_within_their_thresholds_is_said_too(pages: dict[str, Any]) -> None:
     page = pages["all"]
     assert "2 checks within their thresholds" in page.text
     assert "✓ within" in page.text
@@ -303,10 +266,10 @@ def test_evidence_leads_to_the_very_response(folders: dict[str, Path], run: Audi
     assert text.index("Question 1:") < text.index("Question 0:")
 
 
-def test_names_and_ids_of_users_are_never_ids_of_the_page(folders: dict[str, Path]) -> None:
+def test_names_and_ids_of_users_are_never_ids_of_the_page(folders: dict[str, Path], read_page: ReadPage) -> None:
     for name in PAGES:
         assert all(
-            re.fullmatch(r"[\w.-]+", identifier, re.ASCII) for identifier in Reader(folders["hostile"] / name).ids
+            re.fullmatch(r"[\w.-]+", identifier, re.ASCII) for identifier in read_page(folders["hostile"] / name).ids
         )
 
 
@@ -354,7 +317,7 @@ def test_the_summary_says_what_was_tested_and_seen(run: Auditing) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_is_called_safe(pages: dict[str, Reader], case: str) -> None:
+def test_nothing_is_called_safe(pages: dict[str, Any], case: str) -> None:
     words = re.findall(r"\w+", pages[case].text.lower())
     assert "safe" not in words
 
@@ -425,7 +388,7 @@ def test_every_value_of_the_papers_tables_is_shown() -> None:
     assert {f"grpo.{row.key}" for row in (*TABLE_4, *TABLE_4_SCORES)} == results
 
 
-def test_without_reward_scorers_table_4_has_no_scores(folders: dict[str, Path], pages: dict[str, Reader]) -> None:
+def test_without_reward_scorers_table_4_has_no_scores(folders: dict[str, Path], pages: dict[str, Any]) -> None:
     run = read(folders["no rewards"])
     assert run.reward_scorers == ()
     assert len(table_4(run).rows) == 6
@@ -506,7 +469,7 @@ def test_csv_files_have_every_figure(folders: dict[str, Path], run: Auditing) ->
     assert card[0]["evidence"] == "p001 p002 p003"
 
 
-def test_every_metric_shown_is_defined(folders: dict[str, Path], run: Auditing, pages: dict[str, Reader]) -> None:
+def test_every_metric_shown_is_defined(folders: dict[str, Path], run: Auditing, pages: dict[str, Any]) -> None:
     metrics = {row.metric for rows in run.records.values() for row in rows}
     assert metrics <= set(AUDIT_TERMS)
     assert all(describe_audit(metric).definition in pages["all"].text for metric in metrics)
