@@ -14,8 +14,8 @@ from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.records import FOLDER, AuditRecord
 from triptych.bench import audit as bench_audit
 from triptych.bench import audit_peer
-from triptych.bench.audit import Audited, AuditWork, Looped, lay_out, make_adapters, report_of
-from triptych.bench.audit_peer import Loop, forms_of, loop
+from triptych.bench.audit import Audited, make_adapters, report_of
+from triptych.bench.audit_peer import AuditWork, Loop, Looped, forms_of, lay_out, loop
 from triptych.cli import run
 from triptych.config import parse_config
 from triptych.errors import ConfigError, DataError, InputError, WorkError

@@ -7,7 +7,7 @@ once for all and the rest is shared, so that
 
 is what we want. Plain loop: the same work on the same prompts as transformers and PEFT do it, one text at a time. A
 small audit runs first and is not measured: it compiles the kernels that are kept on disk, for which only the first
-process would pay. Not here: the loop (`audit_peer`).
+process would pay. Not here: the work and the loop (`audit_peer`).
 """
 
 import subprocess
@@ -15,37 +15,29 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from triptych.alignment.adapters import LoraConfig, save_adapter, with_lora
-from triptych.auditing.plan import AuditingConfig, pair_source
-from triptych.auditing.prompts import AuditPrompt, Chosen, audit_prompts, audited_pairs, chosen_answers
 from triptych.auditing.records import FOLDER, AuditRecord, PerturbedText, ReadToken, Response
 from triptych.auditing.study import PERTURBED, RESPONSES, TOKENS
 from triptych.auditing.tables import read_rows
+from triptych.bench.audit_peer import ADAPTER, SEED, AuditWork, Looped, lay_out
 from triptych.bench.side_by_side import require_writable
-from triptych.config import Config
 from triptych.environment import device_description, package_versions
-from triptych.errors import DataError, InputError, WorkError
+from triptych.errors import InputError, WorkError
 from triptych.files import atomic_write_json, read_records_json
 from triptych.models import load_language_model
-from triptych.models.loading import load_tokenizer
-from triptych.models.sources import resolve_source
 from triptych.progress import progress
 from triptych.runs import read_manifest
 from triptych.seeding import generator
 
+PEER = "triptych.bench.audit_peer"
 OURS, LOOP = "triptych", "plain loop"
-ADAPTERS = ("one", "two", "three")
-"""The first one is audited alone, too."""
-
-SEED = 0
-"""That of `triptych audit` where none is given."""
+ADAPTERS = (ADAPTER, "two", "three")
 
 STAGES = ("audit.models", "audit.scoring", "audit.measuring")
 """Whose seconds are an audit's cost; the report is not."""
@@ -64,33 +56,6 @@ WARM_UP = {"limit": 1, "max_new_tokens": 8}
 
 BAD_INPUT = 2
 """Exit code of an audit that its caller can mend."""
-
-PEER = "triptych.bench.audit_peer"
-
-
-class AuditWork(Config):
-    """An audit whose every part takes the same number of prompts, so that a prompt is the same work for all."""
-
-    model: str = "starter"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the arithmetic; `auto` is bf16 where the hardware has it."""
-    pairs: str = "starter"
-    prompts: str = "starter"
-    limit: int = Field(default=48, ge=1)
-    """Prompts that are answered, and chosen answers that are read."""
-    peer_prompts: int = Field(default=6, ge=1)
-    """The first so many of them, for the plain loop."""
-    max_new_tokens: int = Field(default=128, ge=1)
-
-
-class Material(NamedTuple):
-    """What an audit asks and reads."""
-
-    config: AuditingConfig
-    prompts: list[AuditPrompt]
-    chosen: list[Chosen]
-    """As many."""
-
 
 Logprobs = Mapping[str, Mapping[str, float]]
 """Model → prompt → the mean log-probability of a token of the chosen answer, nats."""
@@ -116,20 +81,6 @@ class Audited(NamedTuple):
     def spent(self, metric: str) -> float:
         """By base and adapters together."""
         return sum(costs.get(metric, 0.0) for costs in self.costs.values())
-
-
-class Looped(Config):
-    """What the plain loop did, and in what time; loading and warming up are not counted."""
-
-    n_prompts: int
-    writing_seconds: float
-    reading_seconds: float
-    written_tokens: int
-    n_perturbed: int
-    chosen_logprobs: dict[str, dict[str, float]]
-    peak_memory_bytes: int
-    start_memory_bytes: int
-    """Before the model was loaded."""
 
 
 Audit = Callable[[AuditWork, Mapping[str, Path], Path], Audited]
@@ -190,33 +141,7 @@ def measure(work: AuditWork, audit: Audit, loop: PlainLoop, *, show_progress: bo
     return Measured(one, three, looped)
 
 
-# --- The work ---------------------------------------------------------------------------------------------------------
-
-
-def lay_out(work: AuditWork) -> Material:
-    """The prompts and chosen answers of `triptych audit` with the arguments of `audit_in_a_process`.
-
-    Raises `DataError` where there are not as many chosen answers as prompts.
-    """
-    config = AuditingConfig(
-        pairs=work.pairs,
-        prompts=work.prompts,
-        perplexity_prompts=work.limit,
-        verbosity_prompts=work.limit,
-        divergence_prompts=work.limit,
-        hacking_prompts=work.limit,
-        max_new_tokens=work.max_new_tokens,
-    )
-    tokenizer = load_tokenizer(resolve_source(work.model))
-    pairs = audited_pairs(pair_source(config, None), n=work.limit, seed=SEED)
-    chosen = chosen_answers(pairs, config.template, tokenizer, config.max_length)
-    prompts = audit_prompts(config, pairs, tokenizer, SEED)
-    if len(prompts) != len(chosen):
-        raise DataError(
-            f"{work.prompts} gives {len(prompts)} prompts and {work.pairs} {len(chosen)} chosen answers that can be "
-            "read; a prompt must cost the same everywhere: give as many of both, or lower --limit"
-        )
-    return Material(config, prompts, chosen)
+# --- The adapters -----------------------------------------------------------------------------------------------------
 
 
 def make_adapters(spec: str, folder: Path) -> dict[str, Path]:

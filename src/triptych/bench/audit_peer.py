@@ -1,4 +1,4 @@
-"""The work of `triptych audit` as a plain loop of transformers and PEFT, one text at a time, as in the paper:
+"""The work of `triptych bench audit`, and how a plain loop of transformers and PEFT does it, one text at a time:
 
     python -m triptych.bench.audit_peer WORK ADAPTER
 
@@ -13,27 +13,112 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from triptych.auditing.perturbations import PERTURBATIONS
-from triptych.auditing.prompts import AuditPrompt, answers_group
+from triptych.auditing.plan import AuditingConfig, pair_source
+from triptych.auditing.prompts import (
+    AuditPrompt,
+    Chosen,
+    answers_group,
+    audit_prompts,
+    audited_pairs,
+    chosen_answers,
+)
 from triptych.auditing.records import BASE, Kind
-from triptych.bench.audit import ADAPTERS, SEED, AuditWork, Looped, Material, lay_out
-from triptych.config import parse_config
+from triptych.config import Config, parse_config
 from triptych.data.templates import encode_prompt
+from triptych.errors import DataError
 from triptych.memory import peak_memory
 from triptych.models import LanguageModel, load_language_model
-from triptych.models.loading import quiet_transformers
+from triptych.models.loading import load_tokenizer, quiet_transformers
+from triptych.models.sources import resolve_source
 from triptych.seeding import stream_key
 
-ADAPTER = ADAPTERS[0]
+SEED = 0
+"""That of `triptych audit` where none is given."""
+
+ADAPTER = "one"
+"""What the adapter is called that both sides work on."""
+
 MODELS = (BASE, ADAPTER)
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 GREEDY = {"do_sample": False}
 WARM_UP_TOKENS = 4
+
+
+class AuditWork(Config):
+    """An audit whose every part takes the same number of prompts, so that a prompt is the same work for all."""
+
+    model: str = "starter"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic; `auto` is bf16 where the hardware has it."""
+    pairs: str = "starter"
+    prompts: str = "starter"
+    limit: int = Field(default=48, ge=1)
+    """Prompts that are answered, and chosen answers that are read."""
+    peer_prompts: int = Field(default=6, ge=1)
+    """The first so many of them, for the plain loop."""
+    max_new_tokens: int = Field(default=128, ge=1)
+
+
+class Material(NamedTuple):
+    """What an audit asks and reads."""
+
+    config: AuditingConfig
+    prompts: list[AuditPrompt]
+    chosen: list[Chosen]
+    """As many."""
+
+
+class Looped(Config):
+    """What the plain loop did, and in what time; loading and warming up are not counted."""
+
+    n_prompts: int
+    writing_seconds: float
+    reading_seconds: float
+    written_tokens: int
+    n_perturbed: int
+    chosen_logprobs: dict[str, dict[str, float]]
+    peak_memory_bytes: int
+    start_memory_bytes: int
+    """Before the model was loaded."""
+
+
+# --- The work ---------------------------------------------------------------------------------------------------------
+
+
+def lay_out(work: AuditWork) -> Material:
+    """The prompts and chosen answers of `triptych audit` with the options that `audit` gives it.
+
+    Raises `DataError` where there are not as many chosen answers as prompts.
+    """
+    config = AuditingConfig(
+        pairs=work.pairs,
+        prompts=work.prompts,
+        perplexity_prompts=work.limit,
+        verbosity_prompts=work.limit,
+        divergence_prompts=work.limit,
+        hacking_prompts=work.limit,
+        max_new_tokens=work.max_new_tokens,
+    )
+    tokenizer = load_tokenizer(resolve_source(work.model))
+    pairs = audited_pairs(pair_source(config, None), n=work.limit, seed=SEED)
+    chosen = chosen_answers(pairs, config.template, tokenizer, config.max_length)
+    prompts = audit_prompts(config, pairs, tokenizer, SEED)
+    if len(prompts) != len(chosen):
+        raise DataError(
+            f"{work.prompts} gives {len(prompts)} prompts and {work.pairs} {len(chosen)} chosen answers that can be "
+            "read; a prompt must cost the same everywhere: give as many of both, or lower --limit"
+        )
+    return Material(config, prompts, chosen)
+
+
+# --- The loop ---------------------------------------------------------------------------------------------------------
 
 
 class Written(NamedTuple):

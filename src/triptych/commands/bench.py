@@ -122,7 +122,8 @@ def bench_audit(
       triptych bench audit --out runs/bench/audit.json
       triptych bench audit --model ./base --pairs pairs.jsonl --prompts pairs --limit 100 --out runs/bench/audit.json
     """
-    from triptych.bench.audit import AuditWork, run
+    from triptych.bench.audit import run
+    from triptych.bench.audit_peer import AuditWork
     from triptych.config import parse_config
 
     given = {"model": model, "dtype": dtype, "pairs": pairs, "prompts": prompts, "limit": limit}
