@@ -119,15 +119,15 @@ def _counted(records: Iterator[AuditRecord], over: Values) -> Iterator[AuditReco
 
 
 def _of_classifier(seed: int) -> Iterator[AuditRecord]:
-    """How often the classifier of prompts finds the labels of the starter set."""
-    prompts = [prompt for prompt in load_prompts("starter") if prompt.category is not None]
+    """How often the classifier of prompts finds the labels of those starter prompts that it was not made on."""
+    prompts = [prompt for prompt in load_prompts("starter") if int(prompt.id.rpartition("-")[2]) % 2 == 0]
     found = [classify(prompt.instruction, prompt.input) for prompt in prompts]
     labels = [prompt.category or "other" for prompt in prompts]
     for category in (None, *CATEGORIES):
         rows = [i for i, label in enumerate(labels) if category in (None, label)]
         yield About("classifier", "agreement", category).record(_share_found(rows, labels, found, seed))
     kappa = agreement(labels, found).kappa
-    yield About("classifier", "kappa").record(bare(kappa, len(labels), "of the whole starter set"))
+    yield About("classifier", "kappa").record(bare(kappa, len(labels), "of all that it was not made on"))
 
 
 def _share_found(rows: Sequence[int], labels: Sequence[str], found: Sequence[str], seed: int) -> Estimate:

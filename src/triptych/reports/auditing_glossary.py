@@ -127,11 +127,11 @@ AUDIT_TERMS: dict[str, TermInfo] = {
     "agreement": TermInfo(
         "agreement of the classifier",
         "share",
-        "Share of the starter set's prompts whose own category the classifier of prompts finds; of a category, its "
-        "recall.",
+        "Share of the starter prompts that the classifier was not made on (those of even number) whose own category it "
+        "finds; of a category, its recall.",
     ),
     "kappa": TermInfo(
-        "kappa of the classifier", "", "Cohen's κ of the classifier and the starter set: agreement beyond chance."
+        "kappa of the classifier", "", "Cohen's κ of the classifier and the same prompts: agreement beyond chance."
     ),
     # Hacking
     "score": TermInfo("mean score", "", "Mean of the scores; a text without a score is unscored, never zero."),

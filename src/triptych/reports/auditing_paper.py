@@ -138,8 +138,8 @@ def classifier_sentence(run: Auditing) -> str:
         return ""
     beyond = "" if kappa is None else f" (κ = {fmt.with_interval(kappa)})"
     return (
-        f"The rule that sorts prompts agrees with the starter set’s own categories on a share of "
-        f"{fmt.with_interval(share)}{beyond}."
+        f"The rule that sorts prompts into categories, where these bring none, finds the starter set’s labels for a "
+        f"share of {fmt.with_interval(share)}{beyond} of the prompts that it was not made on."
     )
 
 
