@@ -79,7 +79,7 @@ def looped(**given: Any) -> Looped:
 class TestFigures:
     def report(self) -> dict[str, Any]:
         one, three = audited(("one",), models=12.0), audited(("one", "two", "three"), models=31.0)
-        return report_of(AuditWork(), one, three, looped())
+        return report_of(AuditWork(), one, three, one, looped())
 
     def test_sharing(self) -> None:
         report = self.report()
@@ -126,12 +126,12 @@ class Stub:
 
     def __init__(self, three_models: float = 31.0) -> None:
         self.three_models = three_models
-        self.audits: list[tuple[int, tuple[str, ...]]] = []
+        self.audits: list[tuple[int, tuple[str, ...], int]] = []
         self.adapters: list[dict[str, torch.Tensor]] = []
 
-    def audit(self, work: AuditWork, adapters: Mapping[str, Path], run_dir: Path) -> Audited:
+    def audit(self, work: AuditWork, adapters: Mapping[str, Path], run_dir: Path, sizes: Mapping[str, int]) -> Audited:
         assert not run_dir.exists()
-        self.audits.append((work.limit, tuple(adapters)))
+        self.audits.append((work.limit, tuple(adapters), sizes["hacking_prompts"]))
         self.adapters = [load_file(folder / "adapter_model.safetensors") for folder in adapters.values()]
         return audited(tuple(adapters), models=12.0 if len(adapters) == 1 else self.three_models)
 
@@ -146,7 +146,8 @@ class TestReport:
         report = bench_audit.run(out, work, show_progress=False, audit=stub.audit, loop=stub.loop)
         assert json.loads(out.read_bytes()) == report
         # The first one is small and not measured.
-        assert stub.audits == [(1, ("one",)), (3, ("one",)), (3, ("one", "two", "three"))]
+        three = ("one", "two", "three")
+        assert stub.audits == [(1, ("one",), 1), (3, ("one",), 1), (3, three, 1), (3, ("one",), 3)]
         assert report["work"]["limit"] == 3
         assert report["machine"]
         assert report["versions"]["torch"]
@@ -256,10 +257,10 @@ def test_the_processes(work: AuditWork, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / "cache"))
     seen: list[Path] = []
 
-    def audit(work: AuditWork, adapters: Mapping[str, Path], run_dir: Path) -> Audited:
+    def audit(work: AuditWork, adapters: Mapping[str, Path], run_dir: Path, sizes: Mapping[str, int]) -> Audited:
         # Somewhere to look at afterwards.
         seen.append(tmp_path / run_dir.name)
-        return bench_audit.audit_in_a_process(work, adapters, seen[-1])
+        return bench_audit.audit_in_a_process(work, adapters, seen[-1], sizes)
 
     report = bench_audit.run(tmp_path / "audit.json", work, show_progress=False, audit=audit)
     assert all(value > 0 for value in report["ratios"].values())
@@ -328,12 +329,12 @@ class TestFailingProcesses:
     def test_bad_input_stays_bad_input(self, work: AuditWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.python(tmp_path, monkeypatch, "echo 'error: prompt q0 is too long; shorten it' >&2; exit 2")
         with pytest.raises(InputError, match=r"^prompt q0 is too long; shorten it$"):
-            bench_audit.audit_in_a_process(work, {"one": tmp_path}, tmp_path / "run")
+            bench_audit.audit_in_a_process(work, {"one": tmp_path}, tmp_path / "run", {})
 
     def test_a_failed_audit(self, work: AuditWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.python(tmp_path, monkeypatch, "echo 'error: out of memory' >&2; exit 1")
         with pytest.raises(WorkError, match=r"^audit of one, two failed: out of memory$"):
-            bench_audit.audit_in_a_process(work, {"one": tmp_path, "two": tmp_path}, tmp_path / "run")
+            bench_audit.audit_in_a_process(work, {"one": tmp_path, "two": tmp_path}, tmp_path / "run", {})
 
     def test_a_killed_loop(self, work: AuditWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.python(tmp_path, monkeypatch, "kill -9 $$")

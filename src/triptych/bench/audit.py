@@ -5,9 +5,10 @@ once for all and the rest is shared, so that
 
     cost(3) / (1.5 · cost(1) + generation of the three) ≤ 1,   cost = models + scoring + measuring, seconds
 
-is what we want. Plain loop: the same work on the same prompts as transformers and PEFT do it, one text at a time. A
-small audit runs first and is not measured: it compiles the kernels that are kept on disk, for which only the first
-process would pay. Not here: the work and the loop (`audit_peer`).
+is what we want; how much is read of what is written is as in the starter recipe. Plain loop: the work of one adapter on
+the same prompts as transformers and PEFT do it, one text at a time; for comparison with it, everything is read of every
+prompt. A small audit runs first and is not measured: it compiles the kernels that are kept on disk, for which only the
+first process would pay. Not here: the work and the loop (`audit_peer`).
 """
 
 import subprocess
@@ -51,6 +52,9 @@ TARGETS = {"sharing": 1.0}
 NOISE = 0.01
 """Standard deviation of B: enough to change what is written, not how well."""
 
+READ_SHARES = {"perplexity_prompts": 0.6, "divergence_prompts": 0.6, "hacking_prompts": 0.24}
+"""Of the prompts that are answered: what the starter recipe reads."""
+
 WARM_UP = {"limit": 1, "max_new_tokens": 8}
 """What the audit that is not measured does instead."""
 
@@ -83,8 +87,11 @@ class Audited(NamedTuple):
         return sum(costs.get(metric, 0.0) for costs in self.costs.values())
 
 
-Audit = Callable[[AuditWork, Mapping[str, Path], Path], Audited]
-"""(work, name → adapter, run directory to be made) → its figures."""
+Sizes = Mapping[str, int]
+"""Keys of the auditing panel → prompts."""
+
+Audit = Callable[[AuditWork, Mapping[str, Path], Path, Sizes], Audited]
+"""(work, name → adapter, run directory to be made, what is read) → its figures."""
 
 PlainLoop = Callable[[AuditWork, Path], Looped]
 """(work, adapter) → its figures."""
@@ -96,6 +103,8 @@ class Measured(NamedTuple):
     one: Audited
     """Of one adapter."""
     three: Audited
+    whole: Audited
+    """Of one adapter, everything read of every prompt."""
     looped: Looped
 
 
@@ -120,7 +129,7 @@ def measure(work: AuditWork, audit: Audit, loop: PlainLoop, *, show_progress: bo
     """One process after the other, in a temporary folder."""
     with (
         tempfile.TemporaryDirectory(prefix="triptych-bench-") as name,
-        progress(4, "processes", "bench audit: warm-up", enabled=show_progress) as meter,
+        progress(5, "processes", "bench audit: warm-up", enabled=show_progress) as meter,
     ):
 
         def goes_on(what: str) -> None:
@@ -130,15 +139,28 @@ def measure(work: AuditWork, audit: Audit, loop: PlainLoop, *, show_progress: bo
         folder = Path(name)
         adapters = make_adapters(work.model, folder)
         first = {ADAPTERS[0]: adapters[ADAPTERS[0]]}
-        audit(work.model_copy(update=WARM_UP), first, folder / "warm-up")
+        small = work.model_copy(update=WARM_UP)
+        audit(small, first, folder / "warm-up", every_prompt(small))
         goes_on("one adapter")
-        one = audit(work, first, folder / "one")
+        one = audit(work, first, folder / "one", as_in_the_recipe(work))
         goes_on("three adapters")
-        three = audit(work, adapters, folder / "three")
+        three = audit(work, adapters, folder / "three", as_in_the_recipe(work))
+        goes_on("everything read")
+        whole = audit(work, first, folder / "whole", every_prompt(work))
         goes_on(LOOP)
         looped = loop(work, first[ADAPTERS[0]])
         meter.advance()
-    return Measured(one, three, looped)
+    return Measured(one, three, whole, looped)
+
+
+def as_in_the_recipe(work: AuditWork) -> Sizes:
+    """What is read of the prompts that are answered, in the starter recipe's proportions."""
+    return {key: max(1, round(share * work.limit)) for key, share in READ_SHARES.items()}
+
+
+def every_prompt(work: AuditWork) -> Sizes:
+    """Everything."""
+    return dict.fromkeys(READ_SHARES, work.limit)
 
 
 # --- The adapters -----------------------------------------------------------------------------------------------------
@@ -165,10 +187,10 @@ def _put_noise_into(model: nn.Module, adapter: str) -> None:
 # --- Processes --------------------------------------------------------------------------------------------------------
 
 
-def audit_in_a_process(work: AuditWork, adapters: Mapping[str, Path], run_dir: Path) -> Audited:
+def audit_in_a_process(work: AuditWork, adapters: Mapping[str, Path], run_dir: Path, sizes: Sizes) -> Audited:
     """`triptych audit` as anybody starts it. Raises `InputError` or `WorkError` with the sentence that it ends with."""
     named = [part for name, folder in adapters.items() for part in ("--adapter", f"{name}={folder}")]
-    every = [part for key in ("divergence", "hacking") for part in ("--set", f"{key}_prompts={work.limit}")]
+    read = [part for key, prompts in sizes.items() for part in ("--set", f"{key}={prompts}")]
     options = {
         "--model": work.model,
         "--pairs": work.pairs,
@@ -180,7 +202,7 @@ def audit_in_a_process(work: AuditWork, adapters: Mapping[str, Path], run_dir: P
         "--out": run_dir,
     }
     given = [str(part) for option in options.items() for part in option]
-    _process(["triptych", "audit", *given, *named, *every, "--quiet"], f"audit of {', '.join(adapters)}")
+    _process(["triptych", "audit", *given, *named, *read, "--quiet"], f"audit of {', '.join(adapters)}")
     return read_audit(run_dir)
 
 
@@ -226,10 +248,10 @@ def read_audit(run_dir: Path) -> Audited:
 # --- Figures ----------------------------------------------------------------------------------------------------------
 
 
-def report_of(work: AuditWork, one: Audited, three: Audited, looped: Looped) -> dict[str, Any]:
+def report_of(work: AuditWork, one: Audited, three: Audited, whole: Audited, looped: Looped) -> dict[str, Any]:
     """The figures, and the ratios: sharing the less the better, the others the more the better for us."""
     sharing = sharing_of(one, three)
-    sides = {OURS: figures_of(one), LOOP: loop_figures(looped)}
+    sides = {OURS: figures_of(whole), LOOP: loop_figures(looped)}
     ours, theirs = sides[OURS], sides[LOOP]
     return {
         "work": work.model_dump(mode="json"),
@@ -244,7 +266,7 @@ def report_of(work: AuditWork, one: Audited, three: Audited, looped: Looped) -> 
             "memory": theirs["peak_memory_bytes"] / ours["peak_memory_bytes"],
         },
         "targets": TARGETS,
-        "largest_logprob_difference": largest_difference(one.chosen_logprobs, looped.chosen_logprobs),
+        "largest_logprob_difference": largest_difference(whole.chosen_logprobs, looped.chosen_logprobs),
     }
 
 
