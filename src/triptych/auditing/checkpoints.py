@@ -110,8 +110,8 @@ def lineage(checkpoint: Checkpoint, lm: LanguageModel, base: LanguageModel) -> l
 
         relative_change = √(Σ ‖W - W_base‖²) / √(Σ ‖W_base‖²),   unchanged_share = weights equal bit for bit / all
 
-    A LoRA's W - W_base is B·A·scale. An adapter that names another base than the one it is audited on has
-    `declared_base` 1; names are compared by their last part, for the same model lies in many places.
+    A LoRA's W - W_base is B·A·scale. `declared_base` is 1 for an adapter that names another base than the one it is
+    audited on. Names are compared by their last part, for the same model lies in many places; its folder's will do.
     """
     changed, moved, total, size = 0, 0.0, 0.0, 0
     updates = _lora_updates(lm.model)
@@ -162,7 +162,8 @@ def _names_another_base(checkpoint: Checkpoint, spec: str) -> bool | None:
     named = read_json(checkpoint.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not named:
         return None
-    return Path(str(named)).name.casefold() != Path(spec).name.casefold()
+    known = {Path(spec).name.casefold(), resolve_source(spec).folder.name.casefold()}
+    return Path(str(named)).name.casefold() not in known
 
 
 # --- What it was trained on -------------------------------------------------------------------------------------------
