@@ -21,7 +21,7 @@ from triptych.alignment.setup import SETUPS, Panel, Setup
 from triptych.alignment.state import STATE, Figure, Method, TrainerState
 from triptych.config import config_hash
 from triptych.files import atomic_write_json, atomic_write_text
-from triptych.memory import peak_memory
+from triptych.memory import peak_memory, release
 from triptych.models.sources import REWARD_CONFIG
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def _run_stage(panel: Panel, method: Method) -> bool:
     stage = f"align.{method}"
     if panel.run.is_done(stage):
         return False
+    release()
     with panel.run.stage(stage):
         run = ENGINES[panel.config.engine](panel, method)
         figures = run.setup.figures()

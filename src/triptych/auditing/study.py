@@ -50,7 +50,7 @@ from triptych.config import config_hash
 from triptych.data.pairs import PreferencePair
 from triptych.errors import DataError
 from triptych.files import read_records_json, write_records_json
-from triptych.memory import peak_memory
+from triptych.memory import peak_memory, release
 from triptych.models import LanguageModel
 from triptych.models.loading import load_tokenizer
 from triptych.models.sources import resolve_source
@@ -115,6 +115,7 @@ def run_auditing(audit: Audit) -> bool:
     did_work = False
     for stage, work in STAGES.items():
         if not audit.run.is_done(stage):
+            release()
             with audit.run.stage(stage):
                 work(audit)
             did_work = True

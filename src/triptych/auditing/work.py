@@ -6,7 +6,6 @@ once; what it read of the chosen answers stays in memory for all checkpoints. No
 (`scoring`).
 """
 
-import gc
 import json
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from triptych.auditing.tables import rows_of, table_of
 from triptych.config import canonical_json
 from triptych.data.templates import encode_prompt
 from triptych.decoding import Ancestral, Engine, Greedy, Job, Strategy
+from triptych.memory import release
 from triptych.metrics import words
 from triptych.models import LanguageModel
 from triptych.parts import PartStore
@@ -98,8 +98,8 @@ class Workbench:
         end = unit_name("end", checkpoint.name)
         if end in self._parts.done_ids():
             return
-        # Adapters and their models refer to one another: the weights of the last checkpoint go only now.
-        gc.collect()
+        # The weights of the last checkpoint.
+        release()
         self._clock = time.monotonic()
         lm = load_checkpoint(checkpoint, self._base.lm, device=self._material.device)
         reader = self._base if checkpoint.folder is None else Reader(lm)
