@@ -1,8 +1,9 @@
 """From scores to Estimates: intervals and tests whose unit is the prompt, not the completion.
 
 Completions of one prompt resemble one another, so prompts are what is resampled, flipped and counted. Values that are
-None or NaN are unscored: left out and counted, never zero. Not here: pooled figures whose bootstrap is biased
-(`metrics.distinct_n_jackknife` brings its own interval; `jackknife_estimate` takes it over), and any figure's meaning.
+None or NaN are unscored: left out and counted, never zero. It is long, as all intervals are made here. Not
+here: pooled figures whose bootstrap is biased (`metrics.distinct_n_jackknife` brings its own interval;
+`jackknife_estimate` takes it over), and any figure's meaning.
 """
 
 import math

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -20,6 +21,8 @@ from triptych.auditing.reader import Reader, compare, passes
 from triptych.auditing.records import BASE, AuditRecord, Finding, ReadToken
 from triptych.cli import run
 from triptych.data.pairs import load_pairs
+from triptych.data.templates import encode_prompt
+from triptych.decoding import Ancestral, Stopping, decode
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.loading import quiet_transformers
 from triptych.models.sources import resolve_source
@@ -103,6 +106,32 @@ def test_kl_is_that_of_dense_arithmetic_in_double_precision(models: tuple[Langua
     found = value(divergence(read(*models, GROUPS), seed=0), "kl_chosen")
     assert total / count > 0.05
     assert found == pytest.approx(total / count, rel=1e-4)
+
+
+def test_k1_and_k3_of_20_000_drawn_tokens_agree_with_the_exact_kl(models: tuple[LanguageModel, LanguageModel]) -> None:
+    """Drawn by the engine, read by the reader: the whole way that an audit takes."""
+    policy, base = models
+    prompts = [f"Question {i}?" for i in range(50)]
+    drawn = decode(
+        policy,
+        prompts,
+        [Ancestral(temperature=1.0)],
+        max_new_tokens=60,
+        samples=10,
+        stopping=Stopping(block=None, markers=()),
+    )
+    groups = [Group(tuple(encode_prompt(one.prompt, policy.tokenizer)), (one.token_ids,)) for one in drawn]
+    tokens = read(policy, base, groups)
+    assert len(tokens) > 20_000
+    ratios = np.array([token.reference_logprob - token.logprob for token in tokens])
+    exact = np.array([token.kl for token in tokens])
+    row = np.array([int(token.prompt_id[1:]) for token in tokens])
+    for values in (-ratios, np.expm1(ratios) - ratios):
+        # Given its context, a token's k has the exact KL for its mean: sums of differences over rows are independent.
+        sums = np.bincount(row, weights=values - exact)
+        error = float(np.sqrt(np.square(sums).sum())) / len(tokens)
+        assert abs(float((values - exact).mean())) < 2.0 * error
+        assert error < 0.05 * float(exact.mean())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
