@@ -22,6 +22,7 @@ from triptych.commands.audit import audit
 from triptych.commands.bench import bench
 from triptych.commands.decode import decode
 from triptych.commands.doctor import doctor
+from triptych.commands.interpret import interpret
 from triptych.commands.options import GLOBALS, Globals
 from triptych.commands.outcome import Outcome
 from triptych.commands.report import report
@@ -47,6 +48,7 @@ app = typer.Typer(
 for command in (study, decode, audit, report, doctor):
     app.command()(command)
 app.add_typer(align, name="align")
+app.add_typer(interpret, name="interpret")
 app.add_typer(bench, name="bench")
 
 

@@ -25,6 +25,7 @@ PACKAGES = (
     "numba",
     "numpy",
     "peft",
+    "pillow",
     "protobuf",
     "psutil",
     "pyarrow",

@@ -14,6 +14,7 @@ from triptych.alignment.plan import AlignmentConfig
 from triptych.auditing.plan import AuditingConfig, pair_source
 from triptych.config import Config, apply_overrides, load_yaml, parse_config
 from triptych.decoding.plan import DecodingConfig
+from triptych.dictionaries.plan import DictionariesConfig
 from triptych.errors import ConfigError, InputError, suggestion
 from triptych.runs import RunDirectory
 from triptych.tracking import Tracked, tracked
@@ -36,11 +37,14 @@ class StudyConfig(Config):
     decoding: DecodingConfig | None = None
     alignment: AlignmentConfig | None = None
     auditing: AuditingConfig | None = None
+    dictionaries: DictionariesConfig | None = None
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "StudyConfig":
-        if self.decoding is None and self.alignment is None and self.auditing is None:
-            raise ValueError("neither decoding nor alignment nor auditing is configured; there is nothing to do")
+        if all(panel is None for panel in (self.decoding, self.alignment, self.auditing, self.dictionaries)):
+            raise ValueError(
+                "neither decoding nor alignment nor auditing nor dictionaries is configured; there is nothing to do"
+            )
         has_own = self.alignment is not None and self.alignment.reward is not None
         if self.decoding is not None and self.decoding.reward_model == "trained" and not has_own:
             raise ValueError("decoding.reward_model is 'trained' and alignment.reward is missing; configure it")
@@ -116,8 +120,9 @@ def run_study(
     Raises an `InputError` for what the user can mend and a `WorkError` where the work itself failed.
     """
     workers = Workers(config.device)
-    if workers.count > 1 and (config.decoding is not None or config.auditing is not None):
-        raise ConfigError("decoding and auditing run in one process; start several for `triptych align` alone")
+    single = (config.decoding, config.auditing, config.dictionaries)
+    if workers.count > 1 and any(panel is not None for panel in single):
+        raise ConfigError("all panels but alignment run in one process; start several for `triptych align` alone")
     if not workers.is_main:
         # Not before the first one has opened the run.
         workers.wait()
@@ -172,6 +177,11 @@ def _run_panels(config: StudyConfig, run: Journal, workers: Workers, *, show_pro
 
         shared = (load_model, config.model, config.device, config.seed, run.run, show_progress)
         did_work |= run_auditing(Audit(config.auditing, config.alignment, *shared))
+    if isinstance(run, Tracked) and config.dictionaries is not None:
+        from triptych.dictionaries.study import Interpretation, run_interpretation
+
+        panel_3 = Interpretation(config.dictionaries, config.device, config.seed, run.run, show_progress)
+        did_work |= run_interpretation(panel_3)
     if isinstance(run, Tracked) and (did_work or not run.is_done("report")):
         with run.stage("report"):
             build_report(run.path)

@@ -18,7 +18,7 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from triptych.alignment import checkpoints
+from triptych import checkpoints
 from triptych.alignment.optimisation import Optimiser
 from triptych.alignment.plan import AlignmentConfig
 from triptych.alignment.setup import Panel

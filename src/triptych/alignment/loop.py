@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from triptych.alignment.adapters import LoraConfig
-from triptych.alignment.checkpoints import Checkpoint, Checkpoints
 from triptych.alignment.optimisation import Optimiser, OptimiserConfig
 from triptych.alignment.state import Warned
+from triptych.checkpoints import Checkpoint, Checkpoints
 from triptych.config import Config
 from triptych.errors import ConfigError
 from triptych.progress import progress

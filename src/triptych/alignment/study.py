@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from triptych.alignment.adapters import save_adapter
 from triptych.alignment.cards import model_card
-from triptych.alignment.checkpoints import Checkpoints
 from triptych.alignment.loop import Trained, train
 from triptych.alignment.setup import SETUPS, Panel, Setup
 from triptych.alignment.state import STATE, Figure, Method, TrainerState
+from triptych.checkpoints import Checkpoints
 from triptych.config import config_hash
 from triptych.files import atomic_write_json, atomic_write_text
 from triptych.memory import peak_memory, release

@@ -130,3 +130,61 @@ def bench_audit(
     given |= {"peer_prompts": peer_prompts, "max_new_tokens": max_new_tokens}
     work = parse_config(AuditWork, given, where="triptych bench audit")
     return Outcome(figures=run(out, work, show_progress=not GLOBALS.get().quiet), lines=(str(out),))
+
+
+@bench.command("usae")
+def bench_usae(
+    out: Out,
+    activations: Annotated[
+        str | None,
+        typer.Option(help="An activation store, or a .safetensors file with `activations`.", show_default="made ones"),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows to train on; a tenth as many more are held out.")] = 20_000,
+    epochs: Annotated[int, typer.Option(help="Measured epochs; a training of one more warms up.")] = 6,
+    latents: Annotated[int, typer.Option(help="Of the dictionary.")] = 2048,
+    k: Annotated[int, typer.Option(help="Latents that fire on a row.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 256,
+    rounds: Rounds = 3,
+    two_models: Annotated[bool, typer.Option(help="Measure universal dictionaries over two models, too.")] = True,
+    images: Annotated[str, typer.Option(help="For extraction: a hub id, a .parquet file, a folder, or starter.")] = (
+        "starter"
+    ),
+    n_images: Annotated[int, typer.Option(help="So many of them; 0 leaves extraction out.")] = 64,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=SPEC of a vision model to extract with.", show_default="random ResNet-18 and ViT-B/16"),
+    ] = None,
+) -> Outcome:
+    """Dictionary training beside overcomplete's, and extraction beside a plain loop of transformers; prints the ratios.
+
+    Contenders run in turn on the CPU, each in a process of its own, on the same standardised activations. Needs
+    overcomplete: pip install --no-deps overcomplete einops.
+
+    \b
+    Examples:
+      triptych bench usae --out runs/bench/usae.json
+      triptych bench usae --activations runs/vision/dictionaries/activations/train/vit --out runs/bench/usae.json
+      triptych bench usae --model vit=google/vit-base-patch16-224 --n-images 256 --out runs/bench/usae.json
+    """
+    from triptych.bench.usae import run
+    from triptych.bench.usae_contenders import UsaeWork
+    from triptych.config import parse_config
+
+    given = {"activations": activations, "rows": rows, "epochs": epochs, "latents": latents, "k": k, "rounds": rounds}
+    given |= {"batch_size": batch_size, "two_models": two_models, "images": images, "n_images": n_images}
+    named = {"models": _named_models(model or [])}
+    work = parse_config(UsaeWork, given | named, where="triptych bench usae")
+    return Outcome(figures=run(out, work, show_progress=not GLOBALS.get().quiet), lines=(str(out),))
+
+
+def _named_models(given: list[str]) -> dict[str, str]:
+    """NAME=SPEC, each name once."""
+    from triptych.errors import ConfigError
+
+    named: dict[str, str] = {}
+    for one in given:
+        name, _, spec = one.partition("=")
+        if not name or not spec or name in named:
+            raise ConfigError(f"--model {one}: expected NAME=SPEC, each name once, as in vit=./vit")
+        named[name] = spec
+    return named

@@ -1,4 +1,4 @@
-"""Hub data sets, through `datasets`: the rows of the training split, and a quick answer where there is no network.
+"""Hub data sets, through `datasets`: rows of the training split, splits of images, a quick answer without a network.
 
 Not here: local files (`tables`), models.
 """
@@ -29,14 +29,37 @@ def read_hub_rows(name: str) -> list[dict[str, Any]]:
 
     Raises `DataError` where the hub does not know it, it is neither cached nor reachable, or has neither split.
     """
+    with _reading(name, f"its split '{SPLIT}'"):
+        return _training_rows(name)
+
+
+def read_hub_splits(name: str) -> dict[str, datasets.Dataset]:
+    """Every split of a hub data set by its name, images as they are stored ({bytes, path}).
+
+    Raises `DataError` where the hub does not know it, or it is neither cached nor reachable.
+    """
+    with _reading(name, "its splits"):
+        return {str(split): _undecoded(rows) for split, rows in datasets.load_dataset(name).items()}
+
+
+def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+@contextmanager
+def _reading(name: str, what: str) -> Iterator[None]:
+    """For reading a data set inside the block; a `DataError` where it cannot be had, or where reading fails."""
     problem = _hub_problem(name)
     if problem is not None and not _is_cached(name):
         raise DataError(f"data set {name} is not in the local cache (nor is it a local file) and {problem}")
     try:
         with _quiet_datasets(offline=problem is not None):
-            return _training_rows(name)
+            yield
     except Exception as error:
-        raise DataError(f"data set {name}: its split '{SPLIT}' cannot be read ({first_line(error)})") from error
+        raise DataError(f"data set {name}: {what} cannot be read ({first_line(error)})") from error
 
 
 def _training_rows(name: str) -> list[dict[str, Any]]:

@@ -16,13 +16,19 @@ from triptych.reports import format as fmt
 from triptych.reports.alignment import alignment_section
 from triptych.reports.auditing import auditing_section
 from triptych.reports.decoding import decoding_section
+from triptych.reports.dictionaries import dictionaries_section
 from triptych.reports.html import render as fill
 from triptych.reports.reported import reported
 from triptych.reports.sections import Section
 from triptych.reports.tables import Cell, Column, Table
 from triptych.runs import Manifest, atomic_write_bytes, read_manifest
 
-SECTIONS: tuple[Callable[[Path], Section | None], ...] = (decoding_section, alignment_section, auditing_section)
+SECTIONS: tuple[Callable[[Path], Section | None], ...] = (
+    decoding_section,
+    alignment_section,
+    auditing_section,
+    dictionaries_section,
+)
 """One function a panel, in the order of the page."""
 
 PAGE = "report.html"
@@ -38,7 +44,7 @@ def build_report(run_dir: Path) -> Path:
     sections = [section for make in SECTIONS if (section := make(run_dir)) is not None]
     if not sections:
         raise MissingInputError(
-            f"{run_dir} holds no finished panel (no decoding, no alignment, no audits); run "
+            f"{run_dir} holds no finished panel (no decoding, no alignment, no audits, no dictionaries); run "
             f"`triptych study --out {run_dir}` first"
         )
     for section in sections:

@@ -11,11 +11,11 @@ import torch
 
 from triptych.alignment.adapters import LoraConfig
 from triptych.alignment.advantages import group_normalised
-from triptych.alignment.checkpoints import Checkpoints
 from triptych.alignment.grpo import GrpoConfig, GrpoTask
 from triptych.alignment.loop import Trained, train
 from triptych.alignment.policy import Policy
 from triptych.alignment.reward_functions import BUILTIN_REWARDS, NamedReward
+from triptych.checkpoints import Checkpoints
 from triptych.models.tiny import tiny_gpt2, tiny_language_model, tiny_llama
 from triptych.records import Prompt
 from triptych.workers import SilentJournal, Workers

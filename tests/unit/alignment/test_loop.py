@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from triptych.alignment.adapters import LoraConfig
 from triptych.alignment.backends import fused
 from triptych.alignment.backends.fused import FusedTrunk
-from triptych.alignment.checkpoints import Checkpoints
 from triptych.alignment.dpo import DpoConfig
 from triptych.alignment.grpo import GrpoConfig
 from triptych.alignment.loop import TrainingConfig
 from triptych.alignment.optimisation import OptimiserConfig
 from triptych.alignment.reward_model import RewardConfig
+from triptych.checkpoints import Checkpoints
 from triptych.errors import ModelError
 
 CONFIGS: dict[str, type[TrainingConfig]] = {"dpo": DpoConfig, "reward": RewardConfig, "grpo": GrpoConfig}

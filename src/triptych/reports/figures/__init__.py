@@ -8,8 +8,21 @@ from matplotlib.figure import Figure
 
 from triptych.reports.alignment_inputs import Alignment
 from triptych.reports.auditing_inputs import Auditing
-from triptych.reports.figures import auditing, distinct, hacking, likelihood, shape, tradeoff, training
+from triptych.reports.dictionaries_inputs import Dictionaries
+from triptych.reports.figures import (
+    auditing,
+    dictionaries,
+    distinct,
+    features,
+    hacking,
+    latents,
+    likelihood,
+    shape,
+    tradeoff,
+    training,
+)
 from triptych.reports.figures.auditing import AuditSpec, figure_08, figure_kl_position, figure_overoptimisation
+from triptych.reports.figures.dictionaries import DictionarySpec
 from triptych.reports.figures.distinct import figure_05, figure_06, figure_diversity_matched
 from triptych.reports.figures.hacking import figure_09, figure_10
 from triptych.reports.figures.likelihood import figure_01, figure_02, figure_03, figure_04
@@ -28,6 +41,13 @@ AUDIT_FIGURES: dict[str, tuple[AuditSpec, ...]] = {
     "verbosity": auditing.VERBOSITY_SPECS,
     "hacking": hacking.SPECS,
     "comparison": auditing.COMPARISON_SPECS,
+}
+"""By the part of the page they stand in."""
+DICTIONARY_FIGURES: dict[str, Sequence[DictionarySpec]] = {
+    "r2": dictionaries.R2_SPECS,
+    "latents": (*dictionaries.ENTROPY_SPECS, *features.ENERGY_SPECS),
+    "pictures": latents.SPECS,
+    "factors": features.FACTOR_SPECS,
 }
 """By the part of the page they stand in."""
 
@@ -82,6 +102,13 @@ def render_audit(spec: AuditSpec, run: Auditing) -> Rendered:
     return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
 
 
+def render_dictionary(spec: DictionarySpec, run: Dictionaries) -> Rendered:
+    """Draw one figure of universal dictionaries."""
+    if (absent := spec.absent(run)) is not None:
+        return _left_out(spec.name, spec.title, absent)
+    return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
+
+
 def _left_out(name: str, title: str, absent: str) -> Rendered:
     return Rendered(name, title, "", "", "", b"", absent)
 
@@ -92,10 +119,12 @@ def _rendered(name: str, title: str, figure: Figure, caption: str, alt: str) -> 
 
 __all__ = [
     "AUDIT_FIGURES",
+    "DICTIONARY_FIGURES",
     "OWN_FIGURES",
     "PAPER_FIGURES",
     "TRAINING_FIGURES",
     "AuditSpec",
+    "DictionarySpec",
     "FigureSpec",
     "Rendered",
     "TrainingSpec",
@@ -117,5 +146,6 @@ __all__ = [
     "figure_stops",
     "render",
     "render_audit",
+    "render_dictionary",
     "render_training",
 ]

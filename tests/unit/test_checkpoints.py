@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from triptych.alignment.checkpoints import Checkpoint, Checkpoints
 from triptych.alignment.loop import Weights
+from triptych.checkpoints import Checkpoint, Checkpoints
 from triptych.errors import ConfigError
 
 

@@ -1,0 +1,136 @@
+"""What the interpretation panel writes and others read: measures with intervals, picked latents, their pictures.
+
+Files of a run directory, below `dictionaries/`:
+
+    backbones/<model>/          config.json, model.safetensors, preprocessor_config.json, training.json (BackboneRecord)
+    activations/<split>/<model>/   store.json and shards (`triptych.dictionaries.store`)
+    <dictionary>/               config.json, model.safetensors, features.parquet, agreement.parquet, metrics.json
+    universal/images/           PNG files and index.json (a list of LatentPictures)
+    measures.json               a list of DictionaryRecord
+    dictionaries.json           a list of TrainedRecord: every dictionary, what it is for, what training it cost
+"""
+
+from typing import Literal
+
+from triptych.records import Estimate, Record
+
+FOLDER = "dictionaries"
+MEASURES = f"{FOLDER}/measures.json"
+TRAINED = f"{FOLDER}/dictionaries.json"
+MAIN = "universal"
+"""The folder of the dictionary that pictures and tables are about."""
+
+Role = Literal[
+    "universal",
+    "other_update",
+    "independent",
+    "independent_equal_updates",
+    "sparc",
+    "shuffled",
+    "same",
+]
+"""What a dictionary is trained for.
+
+`universal` is the one in question; `other_update` differs from it in `update` alone (`source` against `all`);
+`independent` has one model and as many steps, `independent_equal_updates` one model and as many updates of its encoder;
+`sparc` picks latents by the summed logits of all models; `shuffled` is the null whose images do not correspond, `same`
+the null of a model against itself.
+"""
+
+
+class TrainedRecord(Record):
+    """One trained dictionary: an entry of `dictionaries/dictionaries.json`."""
+
+    name: str
+    """Its folder."""
+    role: Role
+    seed: int
+    models: tuple[str, ...]
+    latents: int
+    k: int
+    update: Literal["source", "all"]
+    steps: int
+    samples: int
+    """Rows that were seen, epochs times rows."""
+    loss: float
+    """Mean over the last epoch of the training loss (the paper's `final loss`)."""
+    seconds: float
+
+
+class DictionaryRecord(Record):
+    """One measure: an entry of `dictionaries/measures.json`.
+
+    Of a role over all its seeds where `seed` is None (the interval is then over seeds), else of the dictionary of one
+    seed (the interval is then over held-out images).
+
+    metric                     source, target, factor
+    -------------------------  ------------------------------------------------------------------------------------
+    r2, r2_global              source → target model; per-feature mean, and the official code's one global mean
+    loss                       –
+    l0                         source: mean number of latents that fire on a row
+    universal, specific, dead  –: latents with entropy > 0.9, < 0.1 (the paper), and that no model fires
+    universal_confirmed        –: universal ones that fire together more often than chance would have it
+    mid                        –: the others
+    co_firing_proportion       –: Σ_k |C_k| / Σ_k |∪_i F_k^i|
+    co_firing_chance           –: the same, expected if models fired independently at their own rates
+    co_firing                  source: mean over live latents of |C_k| / |F_k^i|
+    alignment_tax              source: R² of the independent dictionary of equal steps less that of the universal one
+    alignment_tax_equal_updates   source: the same at equal updates
+    r2_independent, r2_independent_equal_updates   source
+    matching_cosine            source: mean cosine of matched decoder rows, universal against independent
+    matched                    source: share of live latents with a matched cosine above 0.7
+    auroc_universal, auroc_specific   factor: mean over the factor's values of the best latent's AUROC
+    """
+
+    role: Role
+    metric: str
+    seed: int | None = None
+    source: str | None = None
+    target: str | None = None
+    factor: str | None = None
+    estimate: Estimate
+
+
+class Picture(Record):
+    """One PNG of a latent, beside `index.json`."""
+
+    model: str
+    kind: Literal["top", "heat", "maximised"]
+    """An image of the set on which it fires most, the same with where it fires, or the input that drives it."""
+    file: str
+    rank: int
+    """From 0; 0 for `maximised`."""
+    activation: float
+    """Of the latent, in this model's code; before the sparsifier for `maximised`."""
+    image_id: str | None = None
+
+
+class LatentPictures(Record):
+    """The pictures of one latent: an entry of `images/index.json`."""
+
+    latent: int
+    kind: Literal["universal", "specific"]
+    model: str | None = None
+    """Whose it is, where specific."""
+    entropy: float
+    fires: dict[str, int]
+    """Model → held-out rows on which it fires."""
+    co_fires: int
+    best: str | None = None
+    """What it is about, as far as labels tell: `shape = star (AUROC 0.98)`."""
+    pictures: tuple[Picture, ...]
+
+
+class BackboneRecord(Record):
+    """A backbone that was trained on the spot: `training.json`."""
+
+    name: str
+    family: Literal["resnet", "vit"]
+    parameters: int
+    images: int
+    epochs: int
+    seconds: float
+    accuracy: dict[str, Estimate]
+    """Factor → share of held-out images whose value was named rightly."""
+    chance: dict[str, float]
+    """Factor → accuracy of always naming the commonest value."""

@@ -1,0 +1,126 @@
+"""The section of universal dictionaries: R², what sharing costs, latents, pictures, labels and methods."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from markupsafe import Markup
+
+from triptych.reports import dictionaries_paper as paper
+from triptych.reports import dictionaries_tables as tables
+from triptych.reports import format as fmt
+from triptych.reports.dictionaries_findings import findings
+from triptych.reports.dictionaries_glossary import DICTIONARY_TERMS, FEATURE_TERMS, ROLE_TERMS, describe_measure
+from triptych.reports.dictionaries_inputs import IMAGES, Dictionaries, read_dictionaries
+from triptych.reports.figures import DICTIONARY_FIGURES, Rendered, files_of, render_dictionary
+from triptych.reports.format import why_no_interval
+from triptych.reports.html import render as fill
+from triptych.reports.sections import Part, Section
+from triptych.reports.tables import Table
+
+TABLE_5, TABLE_6, MEASURES, TRAINING = (
+    f"tables/{name}.csv" for name in ("table_05", "table_06", "dictionaries_measures", "dictionaries_training")
+)
+INTRO_5 = (
+    "From the code that the source model’s encoder gives, the target model’s decoder reconstructs its activations. "
+    "The paper prints one number for each, and says neither which mean its R² takes nor which weights a step updates: "
+    "both conventions and both updates stand beside it, of other images and models than the paper’s unless this run "
+    "was made of them."
+)
+INTRO_6 = (
+    "What a model’s reconstruction loses by sharing its dictionary. In the shared dictionary a model is the source of "
+    "one step in as many as there are models: against an independent dictionary of equal steps the tax holds this, "
+    "too; that of equal updates leaves it out. The paper has Model A alone, and its R² of the shared dictionary here "
+    "(0.7566) differs from that in its table 5 (0.759)."
+)
+INTRO_COUNTS = (
+    "Firing entropy compares how often models fire a latent, never on what: two models that share nothing may fire it "
+    "equally often and get an entropy near 1. The null with shuffled images shows how "
+    "many latents do; confirmed ones fire together on more images than such a coincidence would give."
+)
+
+
+def dictionaries_section(run_dir: Path) -> Section | None:
+    """The section, or None where the run directory has no measures of dictionaries."""
+    run = read_dictionaries(run_dir)
+    if run is None:
+        return None
+    drawn = {part: [render_dictionary(spec, run) for spec in specs] for part, specs in DICTIONARY_FIGURES.items()}
+    parts = (
+        Part("r2", "R² from model to model", _tables([paper.table_5(run)], INTRO_5, TABLE_5) + _figures(drawn["r2"])),
+        Part("tax", "Alignment tax", _tables([paper.table_6(run)], INTRO_6, TABLE_6)),
+        _latents_part(run, drawn["latents"]),
+        _pictures_part(run, drawn["pictures"]),
+        _factors_part(run, drawn["factors"]),
+        *_training_parts(run),
+        _methods_part(run),
+    )
+    figures = [figure for group in drawn.values() for figure in group]
+    return Section("dictionaries", "Universal dictionaries", findings(run), parts, {**files_of(figures), **_csvs(run)})
+
+
+def _tables(listed: list[Table], intro: str = "", file: str | None = None) -> Markup:
+    return fill("tables.html.j2", tables=listed, intro=intro, file=file)
+
+
+def _figures(drawn: list[Rendered]) -> Markup:
+    return fill("figures.html.j2", figures=drawn)
+
+
+def _latents_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
+    body = _tables([tables.counts_table(run)], INTRO_COUNTS, MEASURES) + _figures(drawn)
+    listed = tables.latents_table(run)
+    if listed is not None:
+        body += _tables([listed])
+    return Part("latents", "Universal and specific latents", body)
+
+
+def _pictures_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
+    body = fill("dictionaries_pictures.html.j2", figures=drawn, n_latents=len(run.pictures), folder=IMAGES)
+    return Part("pictures", "Pictures of latents", body)
+
+
+def _factors_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
+    table = tables.factors_table(run)
+    body = _figures(drawn) + (Markup() if table is None else _tables([table], file=MEASURES))
+    return Part("factors", "Latents and labels", body)
+
+
+def _training_parts(run: Dictionaries) -> Iterator[Part]:
+    if (quality := tables.quality_table(run)) is not None:
+        yield Part("training", "Training and matching", _tables([quality], file=MEASURES))
+    backbones = tables.backbones_table(run)
+    sentence = "" if backbones else "No backbone was trained in this run: the models came trained, from elsewhere."
+    yield Part("backbones", "Backbones", _tables([backbones] if backbones else [], sentence))
+    if (costs := tables.costs_table(run)) is not None:
+        total = sum(one.seconds for one in run.trained)
+        intro = (
+            f"{fmt.plural(len(run.trained), 'training run')} of dictionaries took {fmt.duration(total)} together, "
+            "activations not counted."
+        )
+        yield Part("dictionary-costs", "Costs of dictionaries", _tables([costs], intro, TRAINING))
+
+
+def _methods_part(run: Dictionaries) -> Part:
+    found = {row.metric for row in run.measures}
+    known = [metric for metric in DICTIONARY_TERMS if metric in found]
+    terms = [describe_measure(metric) for metric in [*known, *sorted(found - set(known))]]
+    estimates = [row.estimate for row in run.measures]
+    body = fill(
+        "dictionaries_methods.html.j2",
+        features=FEATURE_TERMS,
+        definitions=[(term.axis, term.definition) for term in terms],
+        roles=[(tables.named_role(run, role), ROLE_TERMS[role]) for role in run.roles if role in ROLE_TERMS],
+        n_seeds=len(run.seeds),
+        methods=sorted({estimate.method for estimate in estimates if estimate.low is not None}),
+        without=sorted({why_no_interval(estimate) for estimate in estimates if estimate.low is None}),
+    )
+    return Part("methods", "Methods of dictionaries", body)
+
+
+def _csvs(run: Dictionaries) -> dict[str, bytes]:
+    files = {
+        TABLE_5: paper.table_5_csv(run),
+        TABLE_6: paper.table_6_csv(run),
+        MEASURES: tables.measures_csv(run),
+    }
+    return {**files, TRAINING: tables.costs_csv(run)} if run.trained else files
