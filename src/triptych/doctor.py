@@ -16,7 +16,10 @@ from torch.nn import functional
 
 from triptych.alignment.plan import AlignmentConfig
 from triptych.auditing.plan import AuditingConfig
+from triptych.data.images import STARTER
 from triptych.decoding.plan import DecodingConfig, plan_requests, planned_rows
+from triptych.dictionaries.arms import arms
+from triptych.dictionaries.plan import DictionariesConfig
 from triptych.environment import package_versions
 from triptych.models.cache import cache_root
 from triptych.models.hardware import Hardware, detect_hardware
@@ -66,6 +69,16 @@ ADDED_TOKENS = 15
 READING_SHARE = 0.35
 """Of the rate that matrix products allow, for reading short texts packed in passes, two heads included."""
 
+BACKBONE_SECONDS, PASS_OPERATIONS = 90.0, 18e9
+"""Of training both small backbones on starter images; floating-point operations of a named model on an image (between
+ResNet-18's 3.6e9 and ViT-B/16's 35e9)."""
+
+STARTER_IMAGES, OTHER_IMAGES, FEATURES = 8_000, 50_000, 512
+"""Training images, where no limit is set, and the width of a model's activations."""
+
+DICTIONARY_SHARE = 0.1
+"""Of the rate that matrix products allow, counting those of the encoder alone."""
+
 PROBE_SECONDS = 2.0
 
 
@@ -92,6 +105,8 @@ class RecipeCost(Record):
     """Of the alignment panel; None without one."""
     auditing_seconds: float | None = None
     """Of the auditing panel; None without one."""
+    dictionaries_seconds: float | None = None
+    """Of the interpretation panel; None without one."""
 
 
 class Diagnosis(Record):
@@ -182,6 +197,9 @@ def recipe_cost(name: str, config: StudyConfig, allowed: float) -> RecipeCost:
         scoring_seconds=None if decoding is None else _scoring_seconds(decoding, scored, allowed),
         training_seconds=None if config.alignment is None else _training_seconds(config.alignment, allowed),
         auditing_seconds=None if config.auditing is None else _auditing_seconds(config, config.auditing, allowed),
+        dictionaries_seconds=None
+        if config.dictionaries is None
+        else _dictionaries_seconds(config.dictionaries, allowed),
     )
 
 
@@ -216,6 +234,20 @@ def _auditing_seconds(config: StudyConfig, auditing: AuditingConfig, allowed: fl
     read = checkpoints * (perturbed + own_texts + chosen)
     scored = len(auditing.scorers) * (perturbed + checkpoints * prompts * (PROMPT_TOKENS + length))
     return round(FIXED_SECONDS + written / (DECODING_SHARE * allowed) + (read + scored) / (READING_SHARE * allowed), 1)
+
+
+def _dictionaries_seconds(dictionaries: DictionariesConfig, allowed: float) -> float:
+    """Backbones, activations and all dictionaries; how large models and image sets are is not known here."""
+    images = dictionaries.limit or (STARTER_IMAGES if dictionaries.images == STARTER else OTHER_IMAGES)
+    rate = 2.0 * PARAMETERS * allowed
+    trained = BACKBONE_SECONDS * images / STARTER_IMAGES if dictionaries.backbones is not None else 0.0
+    passes = len(dictionaries.models) * images * PASS_OPERATIONS / (TRAINING_SHARE * rate)
+    rows = sum(
+        arm.config.epochs * images * (len(arm.reads) if arm.config.sources == "every" else 1)
+        for arm in arms(dictionaries)
+    )
+    products = 2.0 * FEATURES * dictionaries.universal.coder.latents * rows
+    return round(FIXED_SECONDS + trained + passes + products / (DICTIONARY_SHARE * rate), 1)
 
 
 def _scoring_seconds(decoding: DecodingConfig, completions: int, allowed: float) -> float | None:
@@ -276,8 +308,11 @@ def report_lines(diagnosis: Diagnosis) -> Iterator[str]:
         training = "" if cost.training_seconds is None else f", and {_duration(cost.training_seconds)} of training"
         scoring = "" if cost.scoring_seconds is None else f", and {_duration(cost.scoring_seconds)} of scoring"
         audits = "" if cost.auditing_seconds is None else f", and {_duration(cost.auditing_seconds)} of audits"
+        shared = (
+            "" if cost.dictionaries_seconds is None else f", and {_duration(cost.dictionaries_seconds)} of dictionaries"
+        )
         about = f"{cost.tokens:,} tokens, about {_duration(cost.seconds)}"
-        yield f"recipe      {cost.recipe}: {about}{training}{scoring}{audits}"
+        yield f"recipe      {cost.recipe}: {about}{training}{scoring}{audits}{shared}"
 
 
 def _size(n_bytes: int) -> str:

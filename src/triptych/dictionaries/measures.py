@@ -20,7 +20,7 @@ from triptych.dictionaries.coder import UniversalSAE
 from triptych.dictionaries.codes import FloatArray, Reading
 from triptych.dictionaries.matching import MATCHED, match
 from triptych.dictionaries.reconstruction import r_squared, r_squared_estimate, ratio_estimate
-from triptych.dictionaries.records import DictionaryRecord, Role
+from triptych.dictionaries.records import SPECIFIC, UNIVERSAL, DictionaryRecord, Role
 from triptych.dictionaries.universality import (
     BoolArray,
     CoFiring,
@@ -157,13 +157,13 @@ def records_of(role: Role, seed: int, facts: Facts, metrics: Mapping[str, Any]) 
         shares = facts.counts.per_model[i]
         live = shares[~np.isnan(shares)]
         mean = float(live.mean()) if len(live) else None
-        yield record("co_firing", bare(mean, len(live), "a mean over latents that share images"), source=source)
-    yield record("loss", bare(metrics["loss"], n, "a figure of training"))
+        yield record("co_firing", bare(mean, len(live), ONE_SEED), source=source)
+    yield record("loss", bare(metrics["loss"], n, ONE_SEED))
     if len(facts.names) > 1:
         for metric in ("universal", "universal_confirmed", "mid", "specific", "dead"):
-            yield record(metric, bare(float(metrics[metric]), n, "a count of latents, of one dictionary"))
+            yield record(metric, bare(float(metrics[metric]), n, ONE_SEED))
         yield record("co_firing_proportion", _proportion(facts))
-        yield record("co_firing_chance", bare(metrics["co_firing_chance"], n, "an expectation"))
+        yield record("co_firing_chance", bare(metrics["co_firing_chance"], n, ONE_SEED))
 
 
 def _mean_firings(facts: Facts, model: int) -> Estimate:
@@ -288,8 +288,8 @@ def agreement_records(role: Role, seed: int, facts: Facts, found: Sequence[Agree
     Of a universal latent the mean AUROC over models counts, of a specific one that of the model that fires it most.
     """
     owner = facts.counts.fires.argmax(0)
-    universal = (facts.entropy > 0.9) & facts.is_confirmed
-    specific = facts.entropy < 0.1
+    universal = (facts.entropy > UNIVERSAL) & facts.is_confirmed
+    specific = facts.entropy < SPECIFIC
     for one in found:
         shared = (universal, one.chosen_on.mean(0), one.scored_on.mean(0))
         own = (specific, _of_owner(one.chosen_on, owner), _of_owner(one.scored_on, owner))
@@ -298,7 +298,7 @@ def agreement_records(role: Role, seed: int, facts: Facts, found: Sequence[Agree
             values = [scored[b.latent, v] for v, b in enumerate(best) if b is not None]
             usable = [value for value in values if not math.isnan(value)]
             mean = float(np.mean(usable)) if usable else None
-            estimate = bare(mean, len(usable), f"a mean over values, of {ONE_SEED}")
+            estimate = bare(mean, len(usable), ONE_SEED)
             yield DictionaryRecord(role=role, metric=f"auroc_{kind}", seed=seed, factor=one.factor, estimate=estimate)
 
 

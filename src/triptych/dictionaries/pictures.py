@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from triptych.dictionaries.records import LatentPictures, Picture
+from triptych.dictionaries.records import SPECIFIC, LatentPictures, Picture
 from triptych.dictionaries.visualisation import Driven, Encodes, Sees, pre_activations
 from triptych.errors import DataError
 from triptych.files import atomic_write_bytes, write_records_json
@@ -35,8 +35,6 @@ INDEX = "index.json"
 LONGEST_SIDE = 160
 """Pixels: larger pictures are shrunk, as a page holds many of them."""
 
-SPECIFIC_BELOW = 0.1
-"""Firing entropy, as the paper has it."""
 
 COLOURS = "inferno"
 """Perceptually uniform, and black where nothing fires."""
@@ -126,7 +124,7 @@ def pick_latents(features: LatentFeatures, *, universal: int = 8, specific: int 
     picks = [Pick(latent, "universal", None) for latent in _best(together, features.confirmed, universal, meanings)]
     most = np.max(list(features.fires.values()), axis=0)
     for name, fires in features.fires.items():
-        own = (features.entropy < SPECIFIC_BELOW) & (fires > 0) & (fires == most)
+        own = (features.entropy < SPECIFIC) & (fires > 0) & (fires == most)
         best = _best(features.energy[name], own, specific, meanings)
         picks += [Pick(latent, "specific", name) for latent in best]
     return picks

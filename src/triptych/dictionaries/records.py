@@ -18,6 +18,8 @@ FOLDER = "dictionaries"
 MEASURES = f"{FOLDER}/measures.json"
 TRAINED = f"{FOLDER}/dictionaries.json"
 MAIN = "universal"
+UNIVERSAL, SPECIFIC = 0.9, 0.1
+"""Firing entropies above and below which a latent is universal and specific (the paper)."""
 """The folder of the dictionary that pictures and tables are about."""
 
 Role = Literal[
@@ -62,6 +64,8 @@ class DictionaryRecord(Record):
 
     Of a role over all its seeds where `seed` is None (the interval is then over seeds), else of the dictionary of one
     seed (the interval is then over held-out images).
+
+    Of a role `universal` are all that compare with independent dictionaries: taxes, `r2_independent…`, matching.
 
     metric                     source, target, factor
     -------------------------  ------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from torch import Tensor
 from triptych.errors import DataError, suggestion
 from triptych.seeding import generator
 
+SUMMED_ROWS = 4096
+
 Rows = Float[Tensor, "n _"]
 """Of one model; widths differ between models."""
 
@@ -136,7 +138,9 @@ class PairedRows:
         totals = [torch.zeros(w, dtype=torch.float64) for w in self._wide]
         for rows in self.shards():
             for total, one, centre in zip(totals, rows, centres, strict=True):
-                total += (one.double() - centre).pow(power).sum(0)
+                # In pieces: a float64 copy of a whole shard may be as large as all that training needs.
+                for piece in one.split(SUMMED_ROWS):
+                    total += (piece.double() - centre).pow(power).sum(0)
         return totals
 
     def _read(self, place: int, shard: int) -> Rows:

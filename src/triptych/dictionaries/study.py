@@ -44,14 +44,22 @@ from triptych.dictionaries.measures import (
 from triptych.dictionaries.pictures import LatentFeatures, pick_latents, write_pictures
 from triptych.dictionaries.plan import DictionariesConfig, SiteConfig
 from triptych.dictionaries.reconstruction import r_squared
-from triptych.dictionaries.records import FOLDER, MAIN, MEASURES, TRAINED, DictionaryRecord, TrainedRecord
+from triptych.dictionaries.records import (
+    FOLDER,
+    MAIN,
+    MEASURES,
+    TRAINED,
+    UNIVERSAL,
+    DictionaryRecord,
+    TrainedRecord,
+)
 from triptych.dictionaries.rows import PairedRows
 from triptych.dictionaries.store import ActivationStore, matching_rows
 from triptych.dictionaries.training import Trained, train_universal_sae
 from triptych.dictionaries.visualisation import maximise
 from triptych.files import atomic_path, atomic_write_json, read_records_json, write_records_json
 from triptych.memory import release
-from triptych.models.vision import VisionModel, load_vision_model
+from triptych.models.vision import VisionModel, load_vision_model, resolve_vision_source
 from triptych.progress import progress
 from triptych.runs import RunDirectory
 from triptych.seeding import generator, stream_key
@@ -118,6 +126,11 @@ def run_interpretation(panel: Interpretation) -> bool:
     Raises an `InputError` for images, models and settings that cannot be used, as far as that can be told before
     anything is made.
     """
+    if not panel.run.is_done("interpret.activations"):
+        # Before backbones are trained for a minute.
+        panel.images()
+        for site in panel.config.models.values():
+            resolve_vision_source(site.source)
     did_work = False
     for stage, work in STAGES.items():
         if not panel.run.is_done(stage):
@@ -332,7 +345,7 @@ def _features(folder: Path, names: tuple[str, ...]) -> LatentFeatures:
     best = {at: f"{text} (AUROC {auroc:.2f})" for at, (text, auroc) in enumerate(labels) if text is not None}
     return LatentFeatures(
         entropy=column("firing_entropy").astype(np.float64),
-        confirmed=column("confirmed").astype(bool) & (column("firing_entropy").astype(np.float64) > 0.9),
+        confirmed=column("confirmed").astype(bool) & (column("firing_entropy").astype(np.float64) > UNIVERSAL),
         fires={name: column(f"fires_{name}") for name in names},
         co_fires=column("co_fires"),
         energy={name: column(f"energy_{name}") for name in names},

@@ -46,8 +46,8 @@ KNOWN_BY = 256
 
 
 REVIVED_LENGTH = 0.7
-"""Of an encoder row that begins again, in mean lengths of the living. Of 100 planted dead latents among 512 with k = 8, a
-fifth brought none back, a half 79 in the next epoch, 0.7 all but one and the lowest loss."""
+"""Of an encoder row that begins again, in mean lengths of the living. Of 100 planted dead latents among 512 with k = 8,
+a fifth brought none back, a half 79 in the next epoch, 0.7 all but one and the lowest loss."""
 
 
 class Epoch(NamedTuple):
@@ -213,8 +213,8 @@ class _Run:
         """Dead latents begin again as the errors of images that are explained worst, the same image in every model.
 
         Images are drawn with probability ∝ their squared loss; a new encoder row has 0.7 of the mean length of the
-        living ones (Bricken et al. 2023, "Neuron resampling"). Departures: one image for all models, so that what is born is
-        shared; and 0.7 of that length instead of a fifth, which TopK hardly ever picks.
+        living ones (Bricken et al. 2023, "Neuron resampling"). Departures: one image for all models, so that what is
+        born is shared; and 0.7 of that length instead of a fifth, which TopK hardly ever picks.
         """
         self.sae.eval()
         samples = _sample(self.sae, self.rows, self.seed, epoch)

@@ -24,14 +24,14 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from triptych.dictionaries.records import SPECIFIC, UNIVERSAL
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Codes: TypeAlias = Tensor | npt.NDArray[np.floating] | sparse.csr_matrix
 """[rows, latents], of one model."""
 
-UNIVERSAL, SPECIFIC = 0.9, 0.1
-"""Firing entropies above and below which a latent is universal and specific (the paper)."""
 FALSE_DISCOVERIES = 0.01
 
 

@@ -26,7 +26,9 @@ from triptych.dictionaries.records import (
     FOLDER,
     MAIN,
     MEASURES,
+    SPECIFIC,
     TRAINED,
+    UNIVERSAL,
     BackboneRecord,
     DictionaryRecord,
     LatentPictures,
@@ -43,8 +45,6 @@ from triptych.runs import Manifest, read_manifest, read_records_json
 BoolArray = npt.NDArray[np.bool_]
 Class = Literal["universal", "mid", "specific"]
 
-UNIVERSAL, SPECIFIC = 0.9, 0.1
-"""Firing entropies above and below which the paper calls a latent universal and specific."""
 IMAGES = f"{FOLDER}/{MAIN}/images"
 FEATURES = "features.parquet"
 NULLS: tuple[Role, ...] = ("shuffled", "same")

@@ -18,11 +18,11 @@ from torch.nn import functional
 from triptych.dictionaries.coder import CoderConfig
 from triptych.dictionaries.codes import Reading, read_rows
 from triptych.dictionaries.measures import Facts, facts_of, metrics_of
+from triptych.dictionaries.records import SPECIFIC, UNIVERSAL
 from triptych.dictionaries.rows import PairedRows
 from triptych.dictionaries.settings import UniversalConfig
 from triptych.dictionaries.sparsifiers import TopK
 from triptych.dictionaries.training import train_universal_sae
-from triptych.dictionaries.universality import SPECIFIC, UNIVERSAL
 
 SHARED, PRIVATE = 256, 64
 TRAIN, TEST = 12_000, 4_000

@@ -12,12 +12,10 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, StepPatch
 
-from triptych.dictionaries.records import MAIN
+from triptych.dictionaries.records import MAIN, SPECIFIC, UNIVERSAL
 from triptych.records import Estimate
 from triptych.reports.dictionaries_inputs import (
     NULLS,
-    SPECIFIC,
-    UNIVERSAL,
     Class,
     Dictionaries,
     Key,
