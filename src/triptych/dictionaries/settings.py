@@ -35,7 +35,8 @@ class UniversalConfig(Config):
     aux_k: int = Field(default=256, ge=1)
     """Dead latents that take part in it, at most."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; weights, codes and moments are float32 always. `auto` is bfloat16 where hardware has it."""
+    """Of matrix products; weights, codes and moments are float32 always. `auto` is
+    float32 for the kernels on a CPU, and elsewhere bfloat16 where hardware has it."""
 
     @model_validator(mode="after")
     def _possible(self) -> "UniversalConfig":

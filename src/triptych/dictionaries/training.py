@@ -112,12 +112,12 @@ class _Run:
     def __init__(self, rows: PairedRows, config: UniversalConfig, seed: int, device: str, state: Path | None) -> None:
         self.rows, self.config, self.seed, self.state = rows, config, seed, state
         self.device = resolve_device(device)
-        self.dtype = resolve_dtype(config.precision, self.device)
         self.sae = UniversalSAE(config.coder, rows.widths)
         self.history: list[Epoch] = []
         self.seconds = 0.0
         is_fused = config.is_plain and self.device.type == "cpu"
         self.backend_name = "kernels" if is_fused else "autograd"
+        self.dtype = _precision(config, self.device, is_fused=is_fused)
         self._key = _key(rows, config, seed, self.backend_name)
         saved = _read_state(state, self._key)
         if saved is None:
@@ -248,6 +248,11 @@ class _Run:
                 coder.threshold[dead] = self.config.coder.sparsifier.threshold
         self.backend.forget(mask)
         self.backend.reload()
+
+
+def _precision(config: UniversalConfig, device: torch.device, *, is_fused: bool) -> torch.dtype:
+    """Of products. For the kernels `auto` is float32: they have one dense product, and rounding it gains nothing."""
+    return torch.float32 if is_fused and config.precision == "auto" else resolve_dtype(config.precision, device)
 
 
 def _n_batches(n: int, size: int) -> int:
