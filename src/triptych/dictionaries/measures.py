@@ -158,7 +158,8 @@ def records_of(role: Role, seed: int, facts: Facts, metrics: Mapping[str, Any]) 
         live = shares[~np.isnan(shares)]
         mean = float(live.mean()) if len(live) else None
         yield record("co_firing", bare(mean, len(live), ONE_SEED), source=source)
-    yield record("loss", bare(metrics["loss"], n, ONE_SEED))
+    whose = {} if len(facts.names) > 1 else {"source": facts.names[0]}
+    yield record("loss", bare(metrics["loss"], n, ONE_SEED), **whose)
     if len(facts.names) > 1:
         for metric in ("universal", "universal_confirmed", "mid", "specific", "dead"):
             yield record(metric, bare(float(metrics[metric]), n, ONE_SEED))

@@ -70,7 +70,7 @@ class DictionaryRecord(Record):
     metric                     source, target, factor
     -------------------------  ------------------------------------------------------------------------------------
     r2, r2_global              source → target model; per-feature mean, and the official code's one global mean
-    loss                       –
+    loss                       source, of a dictionary of one model
     l0                         source: mean number of latents that fire on a row
     universal, specific, dead  –: latents with entropy > 0.9, < 0.1 (the paper), and that no model fires
     universal_confirmed        –: universal ones that fire together more often than chance would have it
