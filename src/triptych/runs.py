@@ -15,7 +15,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +43,7 @@ from triptych.files import (
     remove_stale,
     write_records_json,
 )
+from triptych.memory import release
 from triptych.parts import PartStore
 from triptych.records import Record
 
@@ -174,6 +175,15 @@ class RunDirectory:
                 record("failed" if isinstance(error, Exception) else "interrupted", error)
             raise
         record("done")
+
+    def work_through(self, stages: Mapping[str, Callable[[], None]]) -> bool:
+        """Runs the stages that are not done yet, in order; whether there were any."""
+        waiting = [name for name in stages if not self.is_done(name)]
+        for name in waiting:
+            release()
+            with self.stage(name):
+                stages[name]()
+        return bool(waiting)
 
     def log(self, event: str, **fields: Any) -> None:
         """One line of `log.jsonl`: `{"time", "event", …}`."""

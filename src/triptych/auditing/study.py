@@ -10,6 +10,7 @@ do (`work`), what scores (`scoring`), what is made of it (one module an audit), 
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ from triptych.config import config_hash
 from triptych.data.pairs import PreferencePair
 from triptych.errors import DataError
 from triptych.files import read_records_json, write_records_json
-from triptych.memory import peak_memory, release
+from triptych.memory import peak_memory
 from triptych.models import LanguageModel
 from triptych.models.loading import load_tokenizer
 from triptych.models.sources import resolve_source
@@ -112,14 +113,7 @@ def run_auditing(audit: Audit) -> bool:
     Raises an `InputError` for checkpoints, pairs, prompts and scorers that cannot be used: as far as that can be told,
     before anything is made.
     """
-    did_work = False
-    for stage, work in STAGES.items():
-        if not audit.run.is_done(stage):
-            release()
-            with audit.run.stage(stage):
-                work(audit)
-            did_work = True
-    return did_work
+    return audit.run.work_through({stage: partial(work, audit) for stage, work in STAGES.items()})
 
 
 # --- The models -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ Each is a stage that is done once; the first three keep what they have finished 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,6 @@ from triptych.dictionaries.store import ActivationStore, matching_rows
 from triptych.dictionaries.training import Trained, train_universal_sae
 from triptych.dictionaries.visualisation import maximise
 from triptych.files import atomic_path, atomic_write_json, read_records_json, write_records_json
-from triptych.memory import release
 from triptych.models.vision import VisionModel, load_vision_model, resolve_vision_source
 from triptych.progress import progress
 from triptych.runs import RunDirectory
@@ -131,14 +131,7 @@ def run_interpretation(panel: Interpretation) -> bool:
         panel.images()
         for site in panel.config.models.values():
             resolve_vision_source(site.source)
-    did_work = False
-    for stage, work in STAGES.items():
-        if not panel.run.is_done(stage):
-            release()
-            with panel.run.stage(stage):
-                work(panel)
-            did_work = True
-    return did_work
+    return panel.run.work_through({stage: partial(work, panel) for stage, work in STAGES.items()})
 
 
 # --- Activations ------------------------------------------------------------------------------------------------------

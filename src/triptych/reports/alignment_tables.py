@@ -12,7 +12,7 @@ from triptych.reports.alignment_inputs import Alignment, TrainingRun, plain
 from triptych.reports.glossary import describe_curve
 from triptych.reports.reported import reported
 from triptych.reports.settings import NOT_RECORDED, Setting, lookup
-from triptych.reports.tables import Cell, Column, Table, Value, to_csv
+from triptych.reports.tables import Cell, Column, Table, Value, estimate_values, to_csv
 
 TITLES: dict[Method, str] = {"reward": "reward model", "dpo": "DPO", "grpo": "GRPO"}
 FIGURE_NAMES = {
@@ -162,7 +162,7 @@ def results_csv(run: Alignment) -> bytes:
     """`alignment_results.csv`: every final figure of every run."""
     header = ["run", "measure", "value", "low", "high", "n", "prompts", "unscored", "method", "description"]
     rows = [
-        [method, figure.name, *_estimate_values(figure.estimate), figure.description]
+        [method, figure.name, *estimate_values(figure.estimate), figure.description]
         for method, of in run.runs.items()
         for figure in of.state.figures
     ]
@@ -220,7 +220,7 @@ def paper_csv(run: Alignment) -> bytes:
     """`alignment_paper.csv`: the paper's results beside those of the runs."""
     header = ["quantity", "paper", "source", "value", "low", "high", "n", "prompts", "unscored", "method"]
     rows: list[list[Value]] = [
-        [value.label, _printed(value), reported()[value.key].source, *_estimate_values(estimate)]
+        [value.label, _printed(value), reported()[value.key].source, *estimate_values(estimate)]
         for value, estimate, _ in _compared(run)
     ]
     return to_csv(header, rows)
@@ -363,10 +363,3 @@ _COSTS: dict[str, Callable[[TrainerState], str]] = {
     "tokens per second": _speed,
     "peak memory": lambda state: fmt.size(state.peak_bytes) if state.peak_bytes else "not measured",
 }
-
-
-def _estimate_values(estimate: Estimate | None) -> list[Value]:
-    if estimate is None:
-        return [None] * 7
-    e = estimate
-    return [e.mean, e.low, e.high, e.n, e.n_clusters, e.n_unscored, e.method]

@@ -15,9 +15,9 @@ from triptych.reports.alignment import SIGNS as WARNING_SIGNS
 from triptych.reports.auditing_glossary import SCORERS, describe_audit, perturbation_name
 from triptych.reports.auditing_inputs import AUDITS, Auditing, at_level, shown_name
 from triptych.reports.auditing_responses import Responses, place_of, shown_note
-from triptych.reports.auditing_tables import ESTIMATE_HEADER, INTERVAL, audit_cell, estimate_values
+from triptych.reports.auditing_tables import ESTIMATE_HEADER, INTERVAL, audit_cell
 from triptych.reports.safe_text import clip, markup
-from triptych.reports.tables import Cell, Column, Table, to_csv
+from triptych.reports.tables import Cell, Column, Table, estimate_values, to_csv
 
 SIGNS: dict[Level, str] = {
     "severe": WARNING_SIGNS["severe"],

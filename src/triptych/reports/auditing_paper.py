@@ -16,12 +16,11 @@ from triptych.reports.auditing_tables import (
     ESTIMATE_HEADER,
     INTERVAL,
     audit_cell,
-    estimate_values,
     head,
     scorer_name,
 )
 from triptych.reports.reported import reported
-from triptych.reports.tables import Cell, Column, Table, Value, to_csv
+from triptych.reports.tables import Cell, Column, Table, Value, estimate_values, to_csv
 
 PRINTED = "as printed, no interval given"
 

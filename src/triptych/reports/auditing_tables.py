@@ -13,7 +13,7 @@ from triptych.reports import format as fmt
 from triptych.reports.alignment_inputs import plain
 from triptych.reports.auditing_glossary import SCORERS, describe_audit, perturbation_name
 from triptych.reports.auditing_inputs import CONTROL, Auditing, Key, Scorer, shown_name
-from triptych.reports.tables import Cell, Column, Table, Value, to_csv
+from triptych.reports.tables import Cell, Column, Table, estimate_values, to_csv
 
 MAX_TOKENS = 8
 """Tokens of a checkpoint in the page; the CSV has all that were kept."""
@@ -75,14 +75,6 @@ def audit_cell(estimate: Estimate | None) -> Cell:
 def in_words(estimate: Estimate) -> str:
     """`0.612 [0.598, 0.626]` for sentences and alt texts."""
     return fmt.with_interval(estimate, decimals_of(estimate))
-
-
-def estimate_values(estimate: Estimate | None) -> list[Value]:
-    """The columns `ESTIMATE_HEADER`."""
-    if estimate is None:
-        return [None] * len(ESTIMATE_HEADER)
-    e = estimate
-    return [e.mean, e.low, e.high, e.n, e.n_clusters, e.n_unscored, e.method]
 
 
 def head(metric: str) -> Column:

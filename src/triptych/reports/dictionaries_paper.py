@@ -17,12 +17,11 @@ from triptych.reports.dictionaries_tables import (
     ESTIMATE_HEADER,
     NOTHING,
     PRINTED,
-    estimate_values,
     head,
     named_role,
     printed,
 )
-from triptych.reports.tables import Cell, Column, Table, Value, to_csv
+from triptych.reports.tables import Cell, Column, Table, Value, estimate_values, to_csv
 
 PAPER_MODELS = {"resnet18": ("resnet", "ResNet-18"), "vit": ("vit", "ViT-B/16")}
 """In the keys of `reported.json`: what the name of a model of that family holds, and what the paper calls its own."""

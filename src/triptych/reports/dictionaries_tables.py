@@ -16,7 +16,7 @@ from triptych.reports.auditing_tables import INTERVAL, audit_cell
 from triptych.reports.dictionaries_glossary import describe_measure, role_name
 from triptych.reports.dictionaries_inputs import Class, Dictionaries, Key, Latents
 from triptych.reports.reported import reported
-from triptych.reports.tables import Cell, Column, Table, Value, to_csv
+from triptych.reports.tables import Cell, Column, Table, Value, estimate_values, to_csv
 
 PRINTED = "as printed, no interval given"
 NOTHING = Cell("–", kind="none")
@@ -39,14 +39,6 @@ PAPER_COUNTS = {
     "specific": "usae.specific_features",
     "co_firing_proportion": "usae.co_firing_proportion",
 }
-
-
-def estimate_values(estimate: Estimate | None) -> list[Value]:
-    """The columns `ESTIMATE_HEADER`."""
-    if estimate is None:
-        return [None] * len(ESTIMATE_HEADER)
-    e = estimate
-    return [e.mean, e.low, e.high, e.n, e.n_clusters, e.n_unscored, e.method]
 
 
 def head(metric: str) -> Column:

@@ -85,7 +85,7 @@ def arms_csv(run: Decoding) -> bytes:
     for arm, completions in run.rows.items():
         row: list[Value] = [names[arm], *arm, len(completions.prompt_ids), completions.n_prompts]
         for metric, scope in keys:
-            row += _estimate_values(run.measures.get((arm, metric, scope)))
+            row += estimate_values(run.measures.get((arm, metric, scope)))
         rows.append(row)
     return to_csv(header, rows)
 
@@ -105,7 +105,7 @@ def claims_csv(run: Decoding) -> bytes:
     """`claims.csv`: the paper's sentences with what this run measured."""
     header = ["claim", "where", "quantity", "verdict", "value", "low", "high", "n", "prompts", "unscored", "method"]
     rows = [
-        [claim.claim, claim.where, claim.quantity, claim.verdict, *_estimate_values(claim.estimate), claim.explanation]
+        [claim.claim, claim.where, claim.quantity, claim.verdict, *estimate_values(claim.estimate), claim.explanation]
         for claim in run.claims
     ]
     return to_csv([*header, "explanation"], rows)
@@ -164,8 +164,8 @@ def frontier_csv(run: Decoding) -> bytes:
             point.diversity_name,
             "yes" if point.on_frontier else "no",
             point.budget,
-            *_estimate_values(point.quality),
-            *_estimate_values(point.diversity),
+            *estimate_values(point.quality),
+            *estimate_values(point.diversity),
         ]
         for arm, point in run.frontier
     ]
@@ -249,7 +249,8 @@ def _measured(run: Decoding) -> list[tuple[str, Scope]]:
     return in_order((metric, scope) for _, metric, scope in run.measures)
 
 
-def _estimate_values(estimate: Estimate | None) -> list[Value]:
+def estimate_values(estimate: Estimate | None) -> list[Value]:
+    """Seven cells: value, ends of the interval, numbers of observations, clusters and unscored ones, method."""
     if estimate is None:
         return [None] * 7
     return [
