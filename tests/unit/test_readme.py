@@ -17,6 +17,10 @@ from triptych.models.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PROMPT = "$ .venv/bin/triptych "
+BACKBONES = (
+    "{image_size: 32, batch_size: 16, resnet: {stem: 8, hidden_sizes: [8], depths: [1], epochs: 1}, "
+    "vit: {hidden_size: 16, layers: 1, heads: 2, epochs: 1}}"
+)
 SHORTER = {
     "align reward": ["--max-steps", "2"],
     "align dpo": ["--max-steps", "2"],
@@ -25,11 +29,7 @@ SHORTER = {
     "interpret vision": [
         *("--limit", "48", "--latents", "16", "--k", "4", "--epochs", "1", "--seeds", "1"),
         *("--set", "test_limit=24", "--set", "pictures={universal: 1, specific: 1, maximisation: {steps: 1}}"),
-        *(
-            "--set",
-            "backbones={image_size: 32, batch_size: 16, resnet: {stem: 8, hidden_sizes: [8], depths: [1], epochs: 1}, "
-            "vit: {hidden_size: 16, layers: 1, heads: 2, epochs: 1}}",
-        ),
+        *("--set", f"backbones={BACKBONES}"),
     ],
 }
 """Given after the README's own options, of which they repeat one at most: the last one counts."""
