@@ -8,7 +8,7 @@ from triptych.config import Config
 from triptych.dictionaries.backbones import BackboneConfig
 from triptych.dictionaries.settings import UniversalConfig
 from triptych.dictionaries.visualisation import MaximisationConfig
-from triptych.models.vision import Pooling
+from triptych.models.sites import Pooling
 
 Baseline = Literal["other_update", "independent", "independent_equal_updates", "sparc"]
 Null = Literal["shuffled", "same"]

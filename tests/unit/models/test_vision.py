@@ -12,16 +12,9 @@ from transformers import PreTrainedModel
 
 from triptych.errors import ConfigError, MissingInputError, ModelError
 from triptych.models.loading import quiet_transformers
+from triptych.models.sites import Layout, layout_of, pooled, resolve_pooling
 from triptych.models.tiny import save_tiny, tiny_llama, tiny_tokenizer
-from triptych.models.vision import (
-    Layout,
-    VisionModel,
-    fold_batch_norms,
-    layout_of,
-    load_vision_model,
-    pooled,
-    resolve_pooling,
-)
+from triptych.models.vision import VisionModel, fold_batch_norms, load_vision_model
 from triptych.seeding import generator, stream_key
 
 SIZE = 32
