@@ -209,6 +209,30 @@ class TestStages:
             monkeypatch.undo()
 
 
+class TestWorkThrough:
+    def test_only_what_waits_is_run_and_in_order(self, tmp_path: Path) -> None:
+        seen: list[str] = []
+        stages = {name: (lambda name=name: seen.append(name)) for name in ("a", "b", "c")}
+        with open_run(tmp_path / "run") as run:
+            with run.stage("b"):
+                pass
+            assert run.work_through(stages)
+            assert seen == ["a", "c"]
+            assert not run.work_through(stages)
+            assert seen == ["a", "c"]
+
+    def test_what_follows_a_failure_is_not_run(self, tmp_path: Path) -> None:
+        def fail() -> None:
+            raise ValueError("planted")
+
+        seen: list[str] = []
+        with open_run(tmp_path / "run") as run:
+            with pytest.raises(ValueError, match="planted"):
+                run.work_through({"a": fail, "b": lambda: seen.append("b")})
+            assert not run.is_done("a")
+        assert seen == []
+
+
 class TestKilled:
     def test_another_process_goes_on(self, tmp_path: Path) -> None:
         out = tmp_path / "run"
