@@ -15,14 +15,13 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Float
 from PIL import Image
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from triptych.dictionaries.records import SPECIFIC, LatentPictures, Picture
-from triptych.dictionaries.visualisation import Driven, Encodes, Sees, pre_activations
+from triptych.dictionaries.visualisation import Driven, Sees
 from triptych.errors import DataError
 from triptych.files import atomic_write_bytes, write_records_json
 
@@ -185,38 +184,6 @@ def _tops(images: npt.NDArray[np.integer], activations: npt.NDArray[np.floating]
     # Images are in order, so a stable sort keeps the lower index first.
     order = np.argsort(-highest, kind="stable")[:n]
     return [Top(int(found[at]), float(highest[at])) for at in order if highest[at] > 0]
-
-
-def natural_pre_activations(
-    models: Mapping[str, Views],
-    coder: Encodes,
-    latents: Sequence[int],
-    codes: Mapping[str, csr_matrix],
-    images_of_rows: npt.NDArray[np.integer],
-    images: ImageSource,
-    *,
-    device: torch.device | str = "cpu",
-) -> dict[str, list[float | None]]:
-    """Model → pre-activation of each latent on the image on which it fires most; None where it fires on none.
-
-    By the row that is driven most: what `Driven.last` is to be compared with.
-    """
-    found: dict[str, list[float | None]] = {}
-    for name, model in models.items():
-        tops = top_images(codes[name], latents, images_of_rows, 1)
-        found[name] = [
-            _drive(name, model, coder, images.read(top[0].image), latent, device) if top else None
-            for latent, top in zip(latents, tops, strict=True)
-        ]
-    return found
-
-
-def _drive(
-    name: str, model: Views, coder: Encodes, image: UInt8Image, latent: int, device: torch.device | str
-) -> float:
-    pixels = model.preprocess([image]).to(device)
-    with torch.no_grad():
-        return float(pre_activations(name, model, coder, pixels, torch.tensor([latent], device=device)).max())
 
 
 def activation_map(

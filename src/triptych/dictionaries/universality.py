@@ -9,7 +9,7 @@ Source: Thasarathan et al. 2025, equations 7 and 8; the paper, section 2.3.
 
 Entropy compares counts alone: two models that fire a latent equally often on images that have nothing to do with each
 other give it an entropy of 1. So a latent counts as *confirmed* only where the models fire it together more often than
-independent firing at their own rates would (hypergeometric for two models, the bound below for more), with the false
+independent firing at their own rates would (hypergeometric for two models, binomial for more), with the false
 discovery rate over all latents held at 1 % (Benjamini and Hochberg 1995). No published code does that.
 """
 
@@ -109,8 +109,7 @@ def firing_entropy(fires: npt.ArrayLike | Tensor) -> FloatArray:
 def chance_pvalues(counts: CoFiring) -> FloatArray:
     """[latents]: one-sided probability of so many common firings, were they independent; NaN for dead latents.
 
-    Two models: hypergeometric, exact given both counts. More: the largest over pairs of models of the pair's own
-    p-value cannot be had from common counts of all, so the binomial with the product of all rates takes its place.
+    Two models: hypergeometric, exact given both counts. More: binomial, with the product of all rates as probability.
     """
     n, fires, together = counts.n_rows, counts.fires, counts.together
     if len(fires) == 2:

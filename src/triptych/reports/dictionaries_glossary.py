@@ -51,7 +51,7 @@ DICTIONARY_TERMS: dict[str, TermInfo] = {
         "latents",
         "Universal latents that fire together on more rows than chance would have it: a one-sided hypergeometric test "
         "of |C| given how often each model fires on its own, corrected over latents for the false discovery rate "
-        "(Benjamini and Hochberg 1995).",
+        "(Benjamini and Hochberg 1995), at a false discovery rate of 1 %; binomial for more than two models.",
     ),
     "mid": TermInfo("in between", "latents", "Live latents that are neither universal nor specific."),
     "specific": TermInfo("specific", "latents", "Latents whose firing entropy is below 0.1 (the paper’s threshold)."),

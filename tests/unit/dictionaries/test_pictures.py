@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from triptych.dictionaries.pictures import (
     activation_map,
     as_bytes,
     heat_overlay,
-    natural_pre_activations,
     pick_latents,
     png,
     top_images,
@@ -58,16 +57,6 @@ class Square:
 
     def features(self, pixels: Tensor) -> Tensor:
         return pixels.mean((1, 2, 3))[:, None, None].expand(-1, (self.grid or 1) ** 2, 1)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Latent k is k times the feature."""
-
-    factors: Tensor = field(default_factory=lambda: torch.arange(3.0))
-
-    def pre_codes(self, model: str, activations: Tensor) -> Tensor:
-        return activations * self.factors
 
 
 def codes(*rows: Sequence[float]) -> csr_matrix:
@@ -125,12 +114,6 @@ def test_nothing_fires_nowhere_is_hot() -> None:
 def test_a_map_needs_all_its_cells() -> None:
     with pytest.raises(DataError, match="image 4 has 1 rows .* 2 × 2 grid has 4"):
         activation_map(POOLED, 0, IMAGES, 4, 2)
-
-
-def test_natural_pre_activations() -> None:
-    """Latent 2 fires on image 2 alone, whose mean is 20/255: twice that. Latent 1 fires on none."""
-    found = natural_pre_activations({"a": Square()}, Times(), [2, 1], {"a": POOLED}, IMAGES, Greys())
-    assert found == {"a": [pytest.approx(40 / 255), None]}
 
 
 # --- Which latents ----------------------------------------------------------------------------------------------------
