@@ -43,7 +43,7 @@ from triptych.files import (
     remove_stale,
     write_records_json,
 )
-from triptych.memory import release
+from triptych.memory import MemoryWatch, release
 from triptych.parts import PartStore
 from triptych.records import Record
 
@@ -85,6 +85,8 @@ class StageRecord(Record):
     started: str
     seconds: float
     error: str | None = None
+    peak_memory_bytes: int | None = None
+    """Largest resident size of the process that was seen during the stage, of all its attempts; see `MemoryWatch`."""
 
 
 class Manifest(Record):
@@ -151,30 +153,35 @@ class RunDirectory:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Records in the manifest that a stage is running, then that it is done or failed, and its seconds.
+        """Records in the manifest that a stage is running, then that it is done or failed, its seconds and its memory.
 
         Whether a stage that is done is worth repeating is the caller's to ask (`is_done`).
         """
         before = self.manifest.stages.get(name)
-        spent = before.seconds if before is not None and before.status != "done" else 0.0
-        started, clock = _now(), time.monotonic()
+        earlier = None if before is None or before.status == "done" else before
+        started, clock, memory = _now(), time.monotonic(), MemoryWatch()
 
         def record(status: StageStatus, error: BaseException | None = None) -> None:
-            seconds = round(spent + time.monotonic() - clock, 3)
-            text = None if error is None else f"{type(error).__name__}: {error}"
-            entry = StageRecord(status=status, started=started, seconds=seconds, error=text)
+            entry = StageRecord(
+                status=status,
+                started=started,
+                seconds=round((earlier.seconds if earlier else 0.0) + time.monotonic() - clock, 3),
+                error=None if error is None else f"{type(error).__name__}: {error}",
+                peak_memory_bytes=max(memory.peak, (earlier.peak_memory_bytes if earlier else None) or 0),
+            )
             self._save(self.manifest.model_copy(update={"stages": {**self.manifest.stages, name: entry}}))
-            self.log("stage", name=name, status=status, seconds=seconds, error=text)
+            self.log("stage", name=name, **entry.model_dump(exclude={"started"}))
 
-        record("running")
-        try:
-            yield
-        except BaseException as error:
-            # What failed may be the disk itself; the first error is the one to tell.
-            with suppress(OutputError):
-                record("failed" if isinstance(error, Exception) else "interrupted", error)
-            raise
-        record("done")
+        with memory:
+            record("running")
+            try:
+                yield
+            except BaseException as error:
+                # What failed may be the disk itself; the first error is the one to tell.
+                with suppress(OutputError):
+                    record("failed" if isinstance(error, Exception) else "interrupted", error)
+                raise
+            record("done")
 
     def work_through(self, stages: Mapping[str, Callable[[], None]]) -> bool:
         """Runs the stages that are not done yet, in order; whether there were any."""

@@ -1,9 +1,13 @@
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
+import pytest
 
-from triptych.memory import peak_memory
+from triptych import memory
+from triptych.memory import MemoryWatch, peak_memory
 
 MIB = 1 << 20
 PRINT = "from triptych.memory import peak_memory; print(peak_memory())"
@@ -24,3 +28,36 @@ def test_what_is_taken_counts_even_after_it_was_given_back() -> None:
 def test_a_fresh_process_does_not_begin_with_the_peak_of_its_parent() -> None:
     ran = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 200 * MIB
+
+
+def test_a_watch_tells_the_peak_of_its_block_alone() -> None:
+    held = np.ones(2 * peak_memory() // 8)
+    largest = peak_memory()
+    del held
+    with MemoryWatch() as quiet:
+        time.sleep(2.5 * memory.SECONDS_BETWEEN_LOOKS)
+    assert 0 < quiet.peak < 0.8 * largest
+    with MemoryWatch() as busy:
+        held = np.ones(largest // 8)
+        del held
+    assert busy.peak >= largest
+
+
+def test_what_was_held_between_looks_counts_although_the_process_has_held_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SECONDS_BETWEEN_LOOKS", 0.01)
+    held = np.ones(2 * peak_memory() // 8)
+    del held
+    with MemoryWatch() as watch:
+        held = np.ones(100 * MIB // 8)
+        time.sleep(0.1)
+        while_held = watch.peak
+        del held
+    assert watch.peak >= while_held > 100 * MIB
+
+
+def test_its_thread_ends_with_the_block() -> None:
+    before = threading.active_count()
+    with pytest.raises(RuntimeError), MemoryWatch():
+        assert threading.active_count() == before + 1
+        raise RuntimeError
+    assert threading.active_count() == before

@@ -196,6 +196,37 @@ class TestStages:
                 seconds.append(run.manifest.stages["decoding"].seconds)
         assert seconds == [15.0, 1.0]
 
+    def test_memory_is_that_of_the_largest_attempt(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        peaks = iter([1, 900, 2, 500, 3, 400])
+        monkeypatch.setattr("triptych.memory.MemoryWatch.peak", property(lambda _: next(peaks)))
+        with open_run(tmp_path / "run") as run:
+            with pytest.raises(RuntimeError), run.stage("decoding"):
+                raise RuntimeError
+            found = []
+            for _ in range(2):
+                with run.stage("decoding"):
+                    pass
+                found.append(run.manifest.stages["decoding"].peak_memory_bytes)
+        # The first attempt at a stage that is done anew counts for nothing.
+        assert found == [900, 400]
+
+    def test_memory_is_measured(self, tmp_path: Path) -> None:
+        with open_run(tmp_path / "run") as run:
+            with run.stage("decoding"):
+                pass
+            peak = run.manifest.stages["decoding"].peak_memory_bytes
+        assert peak is not None
+        assert peak > 1 << 20
+
+    def test_a_manifest_of_before_memory_was_measured_is_read(self, tmp_path: Path) -> None:
+        with open_run(tmp_path / "run") as run, run.stage("decoding"):
+            pass
+        path = tmp_path / "run" / "manifest.json"
+        written = json.loads(path.read_text())
+        del written["stages"]["decoding"]["peak_memory_bytes"]
+        path.write_text(json.dumps(written))
+        assert read_manifest(tmp_path / "run").stages["decoding"].peak_memory_bytes is None
+
     def test_the_first_error_is_told_when_the_disk_is_full_too(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
