@@ -21,6 +21,7 @@ from triptych.decoding.sampling import draw
 from triptych.decoding.search import SEARCHES, Finished, Predictions, Search, make_search
 from triptych.decoding.stopping import Monitor, StopRules
 from triptych.decoding.strategies import Sampler, Strategy
+from triptych.decoding.watching import Watcher, glance
 from triptych.records import Generation, Prompt
 from triptych.seeding import uniforms
 
@@ -62,6 +63,9 @@ class Unit:
     job: Job
     key: int
     seed: int
+    rules: StopRules
+    watcher: Watcher | None = None
+    """Who is told of every step, for those that show a completion while it grows."""
     slots: list[int] = field(default_factory=list)
     """Live rows, one for each of `tokens`."""
     reserved: list[int] = field(default_factory=list)
@@ -84,7 +88,7 @@ class Unit:
         return self.job.strategy.temperature if isinstance(self.job.strategy, Sampler) else 1.0
 
     def restart(self) -> "Unit":
-        return Unit(self.job, self.key, self.seed)
+        return Unit(self.job, self.key, self.seed, self.rules, self.watcher)
 
 
 @dataclass(eq=False)
@@ -113,9 +117,8 @@ class _Active:
 class Batch:
     """One backend and the rows that live on it."""
 
-    def __init__(self, backend: Backend, rules: StopRules, stats: EngineStats, queue: list[PromptEntry]) -> None:
+    def __init__(self, backend: Backend, stats: EngineStats, queue: Sequence[PromptEntry] = ()) -> None:
         self._backend = backend
-        self._rules = rules
         self._stats = stats
         self._queue = deque(queue)
         self._ready: deque[tuple[Unit, _Active]] = deque()
@@ -128,13 +131,39 @@ class Batch:
 
     def run(self) -> Iterator[Generation]:
         """Steps until every job is finished."""
-        while self._queue or self._ready or self._live:
-            started = time.perf_counter()
-            self._admit()
-            if self._live:
-                self._step()
-            self._stats.seconds += time.perf_counter() - started
-            yield from self.finished()
+        while self.is_busy:
+            yield from self.advance()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._queue or self._ready or self._live)
+
+    def advance(self) -> list[Generation]:
+        """One step of all rows, after those that wait were let in; the completions that ended with it."""
+        started = time.perf_counter()
+        self._admit()
+        if self._live:
+            self._step()
+        self._stats.seconds += time.perf_counter() - started
+        return self.finished()
+
+    def add(self, entry: PromptEntry) -> None:
+        """Puts a prompt at the end of the queue, also while others are under way."""
+        self._queue.append(entry)
+
+    def drop(self, entry: PromptEntry) -> None:
+        """Forgets what is left to do of a prompt; its rows are free at once."""
+        if entry in self._queue:
+            self._queue.remove(entry)
+            return
+        units = set(entry.units)
+        for unit, active in [pair for pair in self._ready if pair[0] in units]:
+            self._ready.remove((unit, active))
+            self._close(active)
+        for unit in units & self._live.keys():
+            self._searches.pop(unit, None)
+            self._monitors.pop(unit, None)
+            self._leave(unit)
 
     def finished(self) -> list[Generation]:
         """What is finished and was not handed out yet; a step that failed half-way may have left some."""
@@ -160,10 +189,10 @@ class Batch:
             for slot in unit.reserved:
                 self._backend.admit(active.prefix, slot)
             if unit.job.strategy.name in SEARCHES:
-                self._searches[unit] = make_search(unit.job.strategy, self._rules)
+                self._searches[unit] = make_search(unit.job.strategy, unit.rules)
                 unit.held = {slot: [] for slot in unit.reserved}
             else:
-                self._monitors[unit] = Monitor(self._rules)
+                self._monitors[unit] = Monitor(unit.rules)
             unit.slots = unit.reserved[:1]
             self._live[unit] = active
             units.append(unit)
@@ -258,7 +287,9 @@ class Batch:
             logprobs = (head.logits[:, 0] - head.log_normaliser).tolist()
             # Greedy draws from a distribution with all its mass on one token.
             columns = (head.ids[:, 0].tolist(), logprobs, [0.0] * len(units))
-        for unit, token, logprob, sampler_logprob in zip(units, *columns, strict=True):
+        for row, unit, token, logprob, sampler_logprob in zip(rows, units, *columns, strict=True):
+            if unit.watcher is not None:
+                unit.watcher.chose(token, logprob, sampler_logprob, glance(source, row, unit.job.strategy))
             unit.logprobs.append(logprob)
             unit.sampler_logprobs.append(sampler_logprob)
             unit.tokens = [token]
@@ -287,7 +318,10 @@ class Batch:
             own = (slice(row, row + count), slice(0, search.head))
             row += count
             array = None if states is None else states.float().cpu().numpy()
-            move = search.advance(Predictions(ids[own], logprobs[own], array))
+            predictions = Predictions(ids[own], logprobs[own], array)
+            move = search.advance(predictions)
+            if unit.watcher is not None:
+                unit.watcher.moved(predictions, move)
             if move.finished:
                 del self._searches[unit]
                 self._finish(unit, move.finished[0], None)
@@ -296,14 +330,25 @@ class Batch:
                 unit.tokens = move.tokens
 
     def _finish(self, unit: Unit, result: Finished, sampler_logprobs: list[float] | None) -> None:
-        self._finished.append(_generation(unit, result, sampler_logprobs, *self._rules.texts(result.ids)))
+        done = _generation(unit, result, sampler_logprobs, *unit.rules.texts(result.ids))
+        self._finished.append(done)
+        self._leave(unit)
+        self._stats.rows += 1
+        self._stats.tokens += len(result.ids)
+        if unit.watcher is not None:
+            unit.watcher.ended(done)
+
+    def _leave(self, unit: Unit) -> None:
+        """Frees the rows of a unit."""
         active = self._live.pop(unit)
         self._free += unit.reserved
+        self._close(active)
+
+    def _close(self, active: _Active) -> None:
+        """One unit fewer continues the prompt; after the last one its cache is forgotten."""
         active.open_units -= 1
         if not active.open_units:
             self._backend.release(active.prefix)
-        self._stats.rows += 1
-        self._stats.tokens += len(result.ids)
 
 
 def _assign_slots(unit: Unit, parents: Sequence[int], copies: _Copies) -> None:

@@ -24,6 +24,7 @@ from triptych.decoding.backends.fused import supports
 from triptych.decoding.batch import Batch, EngineStats, Job, PromptEntry, Unit
 from triptych.decoding.stopping import Stopping, StopRules
 from triptych.decoding.strategies import Sampler, Strategy
+from triptych.decoding.watching import Watcher
 from triptych.errors import ConfigError, DataError, WorkError
 from triptych.models import LanguageModel
 from triptych.records import Generation, Prompt
@@ -68,7 +69,7 @@ class Engine:
         self._seed = seed
         self._limits = limits or Limits()
         self._rules = StopRules(stopping or Stopping(), lm.tokenizer, lm.eos_ids, max_new_tokens)
-        self._backend_type = _choose_backend(lm, path)
+        self._backend_type = choose_backend(lm, path)
         self.stats = EngineStats(path=self._backend_type.path, dtype=str(lm.dtype).removeprefix("torch."))
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Generation]:
@@ -86,7 +87,7 @@ class Engine:
         while queue:
             batch: Batch | None = None
             try:
-                batch = Batch(self._make_backend(slots, queue), self._rules, self.stats, queue)
+                batch = Batch(self._make_backend(slots, queue), self.stats, queue)
                 yield from batch.run()
                 return
             except (RuntimeError, MemoryError) as error:
@@ -106,19 +107,8 @@ class Engine:
                 del batch
 
     def _prompt_queue(self, jobs: Iterable[Job]) -> list[PromptEntry]:
-        queue = []
-        for (prompt_id, text), group in groupby(jobs, key=lambda job: (job.prompt.id, job.prompt.prompt)):
-            if text is None:
-                raise ConfigError(f"prompt '{prompt_id}' is not rendered; set its text with `render_prompt`")
-            ids = encode_prompt(text, self._lm.tokenizer)
-            _require_room(prompt_id, ids, self._rules.max_new_tokens, self._lm.context_length)
-            queue.append(PromptEntry(ids, [self._unit(job) for job in group]))
-        return queue
-
-    def _unit(self, job: Job) -> Unit:
-        prompt, strategy = job.prompt, job.strategy
-        key = stream_key(self._seed, prompt.id, prompt.prompt or "", strategy.name, strategy.params, job.sample)
-        return Unit(job, key, self._seed)
+        groups = groupby(jobs, key=lambda job: (job.prompt.id, job.prompt.prompt))
+        return [prompt_entry(self._lm, list(group), self._seed, self._rules) for _, group in groups]
 
     def _slots(self) -> int:
         """Rows by default: enough to keep the matrix units busy, within a share of the free memory."""
@@ -169,6 +159,26 @@ def decode(
     return [done[job.prompt.id, job.strategy.name, job.strategy.params, job.sample] for job in jobs]
 
 
+def prompt_entry(
+    lm: LanguageModel, jobs: Sequence[Job], seed: int, rules: StopRules, watchers: Sequence[Watcher] = ()
+) -> PromptEntry:
+    """Jobs of one prompt as a batch takes them, with who watches each of them.
+
+    Raises `DataError` for a prompt that leaves no room for the completion, `ConfigError` for one that is not rendered.
+    """
+    prompt = jobs[0].prompt
+    if prompt.prompt is None:
+        raise ConfigError(f"prompt '{prompt.id}' is not rendered; set its text with `render_prompt`")
+    ids = encode_prompt(prompt.prompt, lm.tokenizer)
+    _require_room(prompt.id, ids, rules.max_new_tokens, lm.context_length)
+    units = []
+    for job, watcher in zip(jobs, watchers or (None,) * len(jobs), strict=True):
+        strategy = job.strategy
+        key = stream_key(seed, prompt.id, prompt.prompt, strategy.name, strategy.params, job.sample)
+        units.append(Unit(job, key, seed, rules, watcher))
+    return PromptEntry(ids, units)
+
+
 def _as_prompts(prompts: Sequence[str | Prompt]) -> list[Prompt]:
     """Records for plain strings too, named after their text so that their order does not matter."""
     seen: Counter[str] = Counter()
@@ -200,7 +210,7 @@ def _require_room(prompt_id: str, ids: Sequence[int], max_new_tokens: int, conte
         )
 
 
-def _choose_backend(lm: LanguageModel, path: str | None) -> type[FusedBackend] | type[GenericBackend]:
+def choose_backend(lm: LanguageModel, path: str | None) -> type[FusedBackend] | type[GenericBackend]:
     if path not in (None, "fused", "generic"):
         raise ConfigError(f"engine path '{path}' is unknown; choose fused or generic")
     if path == "fused" and not supports(lm):

@@ -34,8 +34,7 @@ def draw(
     exceeds u times the mass kept; a row for which the head cannot tell is given a longer one.
     """
     truncate = transforms.TRUNCATIONS[strategies[0].name]
-    names = [name for name in type(strategies[0]).model_fields if name != "temperature"]
-    columns = [torch.tensor([getattr(s, name) for s in strategies], device=uniforms.device) for name in names]
+    columns = parameter_columns(strategies, uniforms.device)
     tokens = torch.zeros(len(rows), dtype=torch.int64, device=uniforms.device)
     logprobs = torch.zeros(len(rows), device=uniforms.device)
     sampler_logprobs = torch.zeros_like(logprobs)
@@ -59,3 +58,9 @@ def draw(
         open_ = open_[~found]
         m *= _GROWTH
     return Drawn(tokens, logprobs, sampler_logprobs)
+
+
+def parameter_columns(strategies: list[Sampler], device: torch.device) -> list[Tensor]:
+    """The parameters of strategies of one kind as a truncation takes them: a tensor each, one value a row."""
+    names = [name for name in type(strategies[0]).model_fields if name != "temperature"]
+    return [torch.tensor([getattr(s, name) for s in strategies], device=device) for name in names]

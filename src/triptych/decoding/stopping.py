@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
@@ -35,6 +36,12 @@ class StopRules:
         # A token may be no more than a byte.
         self._window = max((len(marker.encode()) for marker in stopping.markers), default=0) + 4
         self._completing = _completing_tokens(tokenizer, stopping.markers)
+
+    def limited(self, max_new_tokens: int) -> "StopRules":
+        """The same rules with another limit; what was worked out about the tokenizer is shared."""
+        other = copy(self)
+        other.max_new_tokens = max_new_tokens
+        return other
 
     def echoes_marker(self, ids: Sequence[int]) -> bool:
         """Whether the text of `ids`, which did not hold a marker before its last token, does now."""
