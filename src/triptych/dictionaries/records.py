@@ -6,6 +6,7 @@ Files of a run directory, below `dictionaries/`:
     activations/<split>/<model>/   store.json and shards (`triptych.dictionaries.store`)
     <dictionary>/               config.json, model.safetensors, features.parquet, agreement.parquet, metrics.json
     universal/images/           PNG files and index.json (a list of LatentPictures)
+    universal/tops.parquet, universal/thumbnails.parquet   what every latent fires on (`triptych.dictionaries.tops`)
     measures.json               a list of DictionaryRecord
     dictionaries.json           a list of TrainedRecord: every dictionary, what it is for, what training it cost
 """
@@ -18,9 +19,11 @@ FOLDER = "dictionaries"
 MEASURES = f"{FOLDER}/measures.json"
 TRAINED = f"{FOLDER}/dictionaries.json"
 MAIN = "universal"
+"""The folder of the dictionary that pictures and tables are about."""
+TOPS, THUMBNAILS = "tops.parquet", "thumbnails.parquet"
+"""In that folder."""
 UNIVERSAL, SPECIFIC = 0.9, 0.1
 """Firing entropies above and below which a latent is universal and specific (the paper)."""
-"""The folder of the dictionary that pictures and tables are about."""
 
 Role = Literal[
     "universal",

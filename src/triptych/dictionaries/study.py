@@ -4,13 +4,13 @@
     interpret.activations   activations/{train,test}/<model>/
     interpret.training      <dictionary>/config.json, model.safetensors; dictionaries.json
     interpret.measuring     <dictionary>/metrics.json, features.parquet, agreement.parquet; measures.json
-    interpret.pictures      universal/images/
+    interpret.pictures      universal/images/, tops.parquet, thumbnails.parquet
 
 Each is a stage that is done once; the first three keep what they have finished over a kill. Not here: what is trained
 (`arms`), a training step (`training`), the figures (`measures`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ from triptych.dictionaries.measures import (
     records_of,
     tax_records,
 )
-from triptych.dictionaries.pictures import LatentFeatures, pick_latents, write_pictures
+from triptych.dictionaries.pictures import LatentFeatures, Pick, pick_latents, write_pictures
 from triptych.dictionaries.plan import DictionariesConfig, SiteConfig
 from triptych.dictionaries.reconstruction import r_squared
 from triptych.dictionaries.records import (
@@ -56,8 +56,9 @@ from triptych.dictionaries.records import (
 )
 from triptych.dictionaries.rows import PairedRows
 from triptych.dictionaries.store import ActivationStore, matching_rows
+from triptych.dictionaries.tops import write_tops
 from triptych.dictionaries.training import Trained, train_universal_sae
-from triptych.dictionaries.visualisation import maximise
+from triptych.dictionaries.visualisation import Driven, MaximisationConfig, maximise
 from triptych.files import atomic_path, atomic_write_json, read_records_json, write_records_json
 from triptych.models.vision import VisionModel, load_vision_model, resolve_vision_source
 from triptych.progress import progress
@@ -312,20 +313,33 @@ def _pictures(panel: Interpretation) -> None:
     rows = PairedRows(dict(stores))
     codes = dict(zip(sae.names, read_rows(sae, rows).codes, strict=True))
     features = _features(folder, sae.names)
-    picks = pick_latents(features, universal=wanted.universal, specific=wanted.specific)
-    driven = None
-    if wanted.maximisation is not None and picks:
-        driven = maximise(
-            models,
-            sae,
-            [pick.latent for pick in picks],
-            wanted.maximisation,
-            stream=stream_key(panel.seed, "maximisation"),
-            device=sae.coder(sae.names[0]).mean.device,
-            show_progress=panel.show_progress,
-        )
     of_rows = next(iter(stores.values())).images_of_rows().numpy()
+    live = np.flatnonzero(np.sum(list(features.fires.values()), axis=0)).tolist()
+    write_tops(folder, codes, live, of_rows, images, show_progress=panel.show_progress)
+    picks = pick_latents(features, universal=wanted.universal, specific=wanted.specific)
+    driven = _maximised(panel, wanted.maximisation, models, sae, picks)
     write_pictures(folder, picks, features, models, codes, of_rows, images, maximised=driven, n_top=wanted.top)
+
+
+def _maximised(
+    panel: Interpretation,
+    settings: MaximisationConfig | None,
+    models: Mapping[str, VisionModel],
+    sae: UniversalSAE,
+    picks: Sequence[Pick],
+) -> dict[str, Driven] | None:
+    """What drives the picked latents, model by model; None where that is not asked for or there is none."""
+    if settings is None or not picks:
+        return None
+    return maximise(
+        models,
+        sae,
+        [pick.latent for pick in picks],
+        settings,
+        stream=stream_key(panel.seed, "maximisation"),
+        device=sae.coder(sae.names[0]).mean.device,
+        show_progress=panel.show_progress,
+    )
 
 
 def _features(folder: Path, names: tuple[str, ...]) -> LatentFeatures:

@@ -18,14 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from triptych.dictionaries.records import FOLDER, MAIN, LatentPictures, Picture
+from triptych.dictionaries.records import FOLDER, MAIN, THUMBNAILS, TOPS, LatentPictures, Picture
 from triptych.errors import DataError
 from triptych.explorer.text import clean_strings
 from triptych.reports.dictionaries_inputs import IMAGES
 from triptych.reports.inputs import FloatArray, IntArray, read_table
 
 BASE = "/api/concepts"
-TOPS, THUMBNAILS = f"{FOLDER}/{MAIN}/tops.parquet", f"{FOLDER}/{MAIN}/thumbnails.parquet"
+OWN = f"{FOLDER}/{MAIN}"
+"""Of the dictionary that the page shows."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,120}\.(png|jpg)", re.ASCII)
 """What the pictures stage writes, and nothing that a file system or a URL could read in another way."""
@@ -125,8 +126,9 @@ class ConceptImages:
     def __init__(self, run_dir: Path, pictures: Iterable[LatentPictures], models: Sequence[str]) -> None:
         self._folder = run_dir / IMAGES
         self._pictures: Mapping[int, LatentPictures] = {one.latent: one for one in pictures if one.pictures}
-        self._tops = _read_tops(run_dir / TOPS, models)
-        self._thumbnails = Thumbnails(run_dir / THUMBNAILS) if (run_dir / THUMBNAILS).is_file() else None
+        tops, thumbnails = (run_dir / OWN / name for name in (TOPS, THUMBNAILS))
+        self._tops = _read_tops(tops, models) if tops.is_file() else None
+        self._thumbnails = Thumbnails(thumbnails) if thumbnails.is_file() else None
 
     @property
     def pictured(self) -> list[int]:
@@ -176,9 +178,7 @@ def _of_kind(pictures: Iterable[Picture], kind: str) -> list[Shot]:
     return [Shot(f"{BASE}/images/{one.file}", one.activation, one.image_id) for one in ordered]
 
 
-def _read_tops(path: Path, models: Sequence[str]) -> Tops | None:
-    if not path.is_file():
-        return None
+def _read_tops(path: Path, models: Sequence[str]) -> Tops:
     table = clean_strings(read_table(path, ("latent", "model", "rank", "row", "activation", "image_id")))
     try:
         return Tops(table, models)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from fastapi import APIRouter, HTTPException, Query, Response
 
-from triptych.dictionaries.records import FOLDER, MAIN, MEASURES, SPECIFIC, TRAINED, UNIVERSAL
+from triptych.dictionaries.records import FOLDER, MAIN, MEASURES, SPECIFIC, THUMBNAILS, TOPS, TRAINED, UNIVERSAL
 from triptych.errors import DataError, InputError, MissingInputError
 from triptych.explorer import paging
 from triptych.explorer.concept_answers import (
@@ -32,7 +32,7 @@ from triptych.explorer.concept_answers import (
     Sentence,
     ShownImage,
 )
-from triptych.explorer.concept_images import BASE, THUMBNAILS, TOPS, ConceptImages, Encoded, Shot
+from triptych.explorer.concept_images import BASE, ConceptImages, Encoded, Shot
 from triptych.explorer.concept_latents import (
     AGREEMENT,
     CLASSES,
@@ -232,7 +232,8 @@ def read_concepts(run_dir: Path) -> Concepts | None:
 def concepts_router(run_dir: Path) -> APIRouter:
     """All endpoints of the page. Files are read when they are first asked for, and again when they have changed."""
     main = f"{FOLDER}/{MAIN}"
-    parts = (MEASURES, TRAINED, f"{main}/{FEATURES}", AGREEMENT, f"{IMAGES}/index.json", TOPS, THUMBNAILS)
+    files = [f"{main}/{name}" for name in (FEATURES, TOPS, THUMBNAILS)]
+    parts = (MEASURES, TRAINED, AGREEMENT, f"{IMAGES}/index.json", *files)
     pages = _Pages(Fresh([run_dir / part for part in parts], lambda: read_concepts(run_dir)))
     router = APIRouter(prefix=BASE, tags=["concepts"])
     routes: dict[str, Callable[..., Any]] = {
