@@ -6,10 +6,8 @@ prompt ids are anybody's text. Not here: the report card (`triptych.reports.audi
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import SequenceMatcher
-from itertools import count, groupby
+from itertools import count
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -21,6 +19,7 @@ from triptych.reports.completions import MAX_CHARACTERS, body_of, choose_prompts
 from triptych.reports.format import number, plural, with_true_minus
 from triptych.reports.inputs import read_table
 from triptych.reports.safe_text import clip, markup
+from triptych.reports.word_diff import stretches
 
 PAGE = "audit_responses.html"
 MAX_PROMPTS = 60
@@ -46,7 +45,6 @@ COLUMNS = (
 )
 PERTURBED_COLUMNS = ("prompt_id", "perturbation", "text")
 SCORE_COLUMNS = ("scorer", "model", "prompt_id", "perturbation", "score")
-WORD = re.compile(r"(\s*)(\S+)")
 
 
 class Place(NamedTuple):
@@ -100,8 +98,8 @@ class Responses(NamedTuple):
         return None if anchor is None else f"{PAGE}#{anchor}"
 
 
-class _Texts(NamedTuple):
-    """What the files hold of the chosen prompts."""
+class Texts(NamedTuple):
+    """What the files hold of some prompts."""
 
     responses: Mapping[Place, Mapping[str, Any]]
     perturbed: Mapping[Place, str]
@@ -123,7 +121,7 @@ def read_responses(run: Auditing) -> Responses:
         return Responses((), {})
     rows = read_table(path, ("prompt_id", "category")).to_pylist()
     chosen = chosen_prompts(run.card, {row["prompt_id"]: row.get("category") for row in rows})
-    texts = _read_texts(run, chosen)
+    texts = read_texts(run, chosen)
     numbers, anchors = count(1), dict[Place, str]()
     prompts = tuple(_prompt_view(run, texts, prompt_id, numbers, anchors) for prompt_id in chosen)
     return Responses(prompts, anchors)
@@ -141,23 +139,14 @@ def chosen_prompts(card: Iterable[Finding], categories: Mapping[str, str | None]
 
 def marked(original: str, perturbed: str) -> Markup:
     """The perturbed text as HTML, with the words marked that the original has not, or has elsewhere."""
-    # Both are clipped, the original later: words beyond its end would all seem to be added.
-    shown = WORD.findall(perturbed[:MAX_CHARACTERS])
-    before = [word for _, word in WORD.findall(original[: 2 * MAX_CHARACTERS])]
-    matcher = SequenceMatcher(None, before, [word for _, word in shown], autojunk=False)
-    kept = {block.b + offset for block in matcher.get_matching_blocks() for offset in range(block.size)}
-    return Markup().join(_runs(shown, kept))
+    return Markup().join(
+        markup(stretch.white) + Markup("<mark>{}</mark>" if stretch.is_changed else "{}").format(markup(stretch.text))
+        for stretch in stretches(original, perturbed, MAX_CHARACTERS)
+    )
 
 
-def _runs(pieces: list[tuple[str, str]], kept: set[int]) -> Iterator[Markup]:
-    """Neighbouring words of one kind together; the white space before them stands outside the mark."""
-    for is_kept, run in groupby(enumerate(pieces), key=lambda piece: piece[0] in kept):
-        (_, (space, first)), *others = run
-        text = first + "".join(white + word for _, (white, word) in others)
-        yield markup(space) + (markup(text) if is_kept else Markup("<mark>{}</mark>").format(markup(text)))
-
-
-def _read_texts(run: Auditing, chosen: list[str]) -> _Texts:
+def read_texts(run: Auditing, chosen: list[str]) -> Texts:
+    """All that was written to some prompts, with the scores; DataError where a file cannot be read."""
     filters = [("prompt_id", "in", chosen)]
     rows = read_table(run.run_dir / RESPONSES, COLUMNS, filters=filters).to_pylist()
     perturbed: dict[Place, str] = {}
@@ -170,7 +159,7 @@ def _read_texts(run: Auditing, chosen: list[str]) -> _Texts:
             place = Place(row["model"], row["prompt_id"], "plain", row["perturbation"])
             scores.setdefault(place, {})[row["scorer"]] = row["score"]
     responses = {Place(row["model"], row["prompt_id"], row["kind"]): row for row in rows}
-    return _Texts(responses, perturbed, scores, _pointers(run.card))
+    return Texts(responses, perturbed, scores, _pointers(run.card))
 
 
 def _pointers(card: Iterable[Finding]) -> dict[Place, tuple[Pointer, ...]]:
@@ -190,7 +179,7 @@ def shown_note(note: str) -> str:
 
 
 def _prompt_view(
-    run: Auditing, texts: _Texts, prompt_id: str, numbers: Iterator[int], anchors: dict[Place, str]
+    run: Auditing, texts: Texts, prompt_id: str, numbers: Iterator[int], anchors: dict[Place, str]
 ) -> PromptView:
     first = next(row for place, row in texts.responses.items() if place.prompt_id == prompt_id)
 
@@ -216,11 +205,11 @@ def _prompt_view(
     )
 
 
-def _response_view(run: Auditing, texts: _Texts, place: Place, anchor: str) -> ResponseView:
+def _response_view(run: Auditing, texts: Texts, place: Place, anchor: str) -> ResponseView:
     row = texts.responses[place]
     # The base's texts are scored by the other checkpoints too, for the perturbations alone.
     scores = {} if place.kind != "plain" else texts.scores.get(place, {})
-    own = {name: score for name, score in scores.items() if name not in _surrogates(run)}
+    own = {name: score for name, score in scores.items() if name not in surrogates(run)}
     facts = (
         plural(row["n_tokens"], "token"),
         plural(row["n_words"], "word"),
@@ -231,13 +220,13 @@ def _response_view(run: Auditing, texts: _Texts, place: Place, anchor: str) -> R
     return ResponseView(anchor, shown_name(place.model), facts, text, "", texts.pointers.get(place, ()))
 
 
-def _perturbed_view(run: Auditing, texts: _Texts, place: Place, anchor: str) -> ResponseView:
+def _perturbed_view(run: Auditing, texts: Texts, place: Place, anchor: str) -> ResponseView:
     original, text = place._replace(perturbation=None), texts.perturbed[place]
     # The file has the unperturbed texts too; a run may keep only one of the two.
     row = texts.responses.get(original)
     before = texts.perturbed.get(original) or ("" if row is None else row["text"])
     scores, after = texts.scores.get(original, {}), texts.scores.get(place, {})
-    rewards_first = sorted(after.items(), key=lambda scored: scored[0] in _surrogates(run))
+    rewards_first = sorted(after.items(), key=lambda scored: scored[0] in surrogates(run))
     left_out = len(text) - MAX_CHARACTERS
     return ResponseView(
         anchor,
@@ -253,7 +242,8 @@ _VIEWS = {False: _response_view, True: _perturbed_view}
 """By whether the text is perturbed."""
 
 
-def _surrogates(run: Auditing) -> set[str]:
+def surrogates(run: Auditing) -> set[str]:
+    """Scorers that a checkpoint is of itself, as the scores name them."""
     return {scorer.column for scorer in run.text_scorers if scorer.is_surrogate}
 
 

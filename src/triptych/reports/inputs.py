@@ -160,8 +160,8 @@ def read_decoding(run_dir: Path) -> Decoding:
         claims=tuple(read_records_json(claims, Claim)) if claims.is_file() else (),
         frontier=_read_frontier(frontier) if frontier.is_file() else (),
         costs=_read_costs(run_dir / COSTS),
-        rewards=_read_rewards(run_dir / SCORES),
-        pieces=_read_pieces(run_dir / PIECES),
+        rewards=read_rewards(run_dir / SCORES),
+        pieces=read_pieces(run_dir / PIECES),
     )
 
 
@@ -198,7 +198,7 @@ def _read_rows(path: Path) -> dict[Arm, ArmRows]:
     if not table.num_rows:
         raise DataError(f"{path} holds no completion; decode at least one prompt")
     columns = {name: table.column(name).to_pylist() for name in NUMERIC_COLUMNS}
-    arms = _arms_of_columns(columns)
+    arms = arms_of_columns(columns)
     members: dict[Arm, list[int]] = {}
     for index, arm in enumerate(arms):
         members.setdefault(arm, []).append(index)
@@ -219,7 +219,7 @@ def _pick(columns: Mapping[str, list[Any]], indices: list[int]) -> ArmRows:
     )
 
 
-def _arms_of_columns(columns: Mapping[str, list[Any]]) -> list[Arm]:
+def arms_of_columns(columns: Mapping[str, list[Any]]) -> list[Arm]:
     """The arm of every row; tens of thousands of rows share a dozen arms, so each is made once."""
     known: dict[tuple[str, str, float | None], Arm] = {}
     arms = []
@@ -230,21 +230,21 @@ def _arms_of_columns(columns: Mapping[str, list[Any]]) -> list[Arm]:
     return arms
 
 
-def _read_rewards(path: Path) -> dict[CompletionKey, tuple[Reward, ...]]:
+def read_rewards(path: Path) -> dict[CompletionKey, tuple[Reward, ...]]:
     if not path.is_file():
         return {}
     names = ("prompt_id", "strategy", "params", "temperature", "sample", "reward_model", "score")
     table = read_table(path, names)
     columns = {name: table.column(name).to_pylist() for name in names}
     rewards: dict[CompletionKey, tuple[Reward, ...]] = {}
-    for index, arm in enumerate(_arms_of_columns(columns)):
+    for index, arm in enumerate(arms_of_columns(columns)):
         key = CompletionKey(columns["prompt_id"][index], arm, columns["sample"][index])
         reward = Reward(str(columns["reward_model"][index]), columns["score"][index])
         rewards[key] = (*rewards.get(key, ()), reward)
     return rewards
 
 
-def _read_pieces(path: Path) -> dict[int, str] | None:
+def read_pieces(path: Path) -> dict[int, str] | None:
     if not path.is_file():
         return None
     pieces = _read_json(path)
