@@ -124,10 +124,6 @@ def _add_files(app: FastAPI, run_dir: Path) -> None:
     def index() -> FileResponse:
         return _static(INDEX)
 
-    @app.get("/static/{name:path}", include_in_schema=False)
-    def static(name: str) -> FileResponse:
-        return _static(name)
-
     @app.get("/report.html", response_class=FileResponse, responses={200: {"content": {"text/html": {}}}})
     def report() -> FileResponse:
         """The report as a download: its inline styles are nothing that the explorer's policy allows."""
@@ -136,10 +132,15 @@ def _add_files(app: FastAPI, run_dir: Path) -> None:
             raise MissingInputError(f"this run has no {PAGE}; `triptych report` makes it")
         return FileResponse(path, media_type=MEDIA_TYPES[".html"], filename=PAGE)
 
+    # The last: whatever else has one part is a file of the page, or nothing.
+    @app.get("/{name}", include_in_schema=False)
+    def static(name: str) -> FileResponse:
+        return _static(name)
+
 
 def _static(name: str) -> FileResponse:
     """A file of the page by its name; looked up among all that there are."""
-    files = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()}
+    files = {path.name: path for path in STATIC.iterdir() if path.is_file()}
     if name not in files:
         raise HTTPException(404, "no such file")
     media_type = MEDIA_TYPES.get(files[name].suffix, "application/octet-stream")

@@ -145,7 +145,7 @@ class Generations:
         self.of_rows = _Columns(arms_of_columns(columns), columns["prompt_id"], columns["sample"])
         self.rewards: Mapping[CompletionKey, tuple[Reward, ...]] = read_rewards(run_dir / SCORES)
         self.pieces = read_pieces(run_dir / PIECES)
-        self.arm_names = {arm: name for arm, name in name_arms(set(self.of_rows.arms)).items()}
+        self.arm_names = name_arms(set(self.of_rows.arms))
         self._texts = table["text"].combine_chunks()
         self._prompts = encoded(table["prompt"].combine_chunks())
         self.rows = Rows(table.num_rows, self._coded(table), self._numbers(table), (self._prompts, self._texts))
@@ -199,7 +199,7 @@ class Generations:
         with self._lock:
             return read_row(self.file, row)
 
-    # --- what is answered -----------------------------------------------------------------------------------------------
+    # --- what is answered ---------------------------------------------------------------------------------------------
 
     def page(self, query: GenerationQuery) -> GenerationPage:
         """The completions that a query asks for."""

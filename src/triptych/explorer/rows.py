@@ -97,7 +97,7 @@ class Rows:
         return found
 
     def _ordered(self, column: str | None, order: Order) -> IntArray:
-        """All rows in order, those of equal value as in the file and those without a value last; None: as in the file."""
+        """All rows, those without a value last and those of equal value as in the file; None: as in the file."""
         if column is None:
             return np.arange(self.n)[:: 1 if order == "asc" else -1]
         values = self.numbers[column]

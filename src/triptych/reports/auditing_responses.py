@@ -19,7 +19,7 @@ from triptych.reports.completions import MAX_CHARACTERS, body_of, choose_prompts
 from triptych.reports.format import number, plural, with_true_minus
 from triptych.reports.inputs import read_table
 from triptych.reports.safe_text import clip, markup
-from triptych.reports.word_diff import stretches
+from triptych.reports.word_diff import Stretch, stretches
 
 PAGE = "audit_responses.html"
 MAX_PROMPTS = 60
@@ -139,10 +139,12 @@ def chosen_prompts(card: Iterable[Finding], categories: Mapping[str, str | None]
 
 def marked(original: str, perturbed: str) -> Markup:
     """The perturbed text as HTML, with the words marked that the original has not, or has elsewhere."""
-    return Markup().join(
-        markup(stretch.white) + Markup("<mark>{}</mark>" if stretch.is_changed else "{}").format(markup(stretch.text))
-        for stretch in stretches(original, perturbed, MAX_CHARACTERS)
-    )
+    return Markup().join(_marked(stretch) for stretch in stretches(original, perturbed, MAX_CHARACTERS))
+
+
+def _marked(stretch: Stretch) -> Markup:
+    text = markup(stretch.text)
+    return markup(stretch.white) + (Markup("<mark>{}</mark>").format(text) if stretch.is_changed else text)
 
 
 def read_texts(run: Auditing, chosen: list[str]) -> Texts:
