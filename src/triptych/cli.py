@@ -22,6 +22,7 @@ from triptych.commands.audit import audit
 from triptych.commands.bench import bench
 from triptych.commands.decode import decode
 from triptych.commands.doctor import doctor
+from triptych.commands.explore import explore
 from triptych.commands.interpret import interpret
 from triptych.commands.options import GLOBALS, Globals
 from triptych.commands.outcome import Outcome
@@ -45,7 +46,7 @@ app = typer.Typer(
     help="Decode, align and interpret small models, and say what changed and whether to trust it.",
     epilog="--debug, --json and --quiet may also stand after the command.",
 )
-for command in (study, decode, audit, report, doctor):
+for command in (study, decode, audit, report, explore, doctor):
     app.command()(command)
 app.add_typer(align, name="align")
 app.add_typer(interpret, name="interpret")
