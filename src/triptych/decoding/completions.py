@@ -19,7 +19,7 @@ from triptych.data.templates import render_prompt
 from triptych.decoding import Engine, Job
 from triptych.decoding.pieces import token_pieces
 from triptych.decoding.plan import DecodingConfig, Request, plan_requests
-from triptych.decoding.table import generations_table
+from triptych.decoding.table import ROW_GROUP, generations_table
 from triptych.files import atomic_path, atomic_write_json, atomic_write_text
 from triptych.models import LanguageModel
 from triptych.parts import PartStore
@@ -67,7 +67,7 @@ def make_completions(
     tables = parts.read_all()
     table = pa.concat_tables([tables[work.prompt.id].replace_schema_metadata(None) for work in works])
     with atomic_path(run.path / GENERATIONS) as path:
-        pq.write_table(table, path)
+        pq.write_table(table, path, row_group_size=ROW_GROUP)
     _write_pieces(run, lm, table)
     atomic_write_json(run.path / COSTS, _cost_figures(tables, engine, lm, load_seconds))
     parts.discard()

@@ -38,6 +38,9 @@ COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
 SCHEMA = pa.schema([*COLUMNS, ("category", pa.string())])
 """`category`: the prompt's, null where it has none."""
 
+ROW_GROUP = 1024
+"""Rows that are stored together: the explorer reads the group of the one completion that it opens."""
+
 SCORES_SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from triptych.auditing.records import LEVELS, Finding, Level
+from triptych.auditing.records import FOLDER, LEVELS, Finding, Level
 from triptych.errors import MissingInputError
 from triptych.explorer.fresh import Fresh
 from triptych.explorer.paging import MAX_QUERY, Page, PageQuery, n_pages
 from triptych.explorer.rows import Coded, Rows, encoded, floats
 from triptych.explorer.text import clean_strings, excerpts, name_of
 from triptych.reports.auditing_card import sentence_of
-from triptych.reports.auditing_inputs import AUDITS, CARD, FOLDER, PERTURBED, RESPONSES, SCORES, Auditing, read_auditing
+from triptych.reports.auditing_inputs import AUDITS, CARD, PERTURBED, RESPONSES, SCORES, Auditing, read_auditing
 from triptych.reports.auditing_responses import Place
 from triptych.reports.inputs import IntArray, read_table
 from triptych.reports.safe_text import neutralise

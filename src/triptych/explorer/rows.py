@@ -30,7 +30,9 @@ class Coded:
     """A column of names: a code a row, and the shown name of every code."""
 
     def __init__(self, codes: IntArray, names: Sequence[str], labels: Mapping[str, str] | None = None) -> None:
-        self.codes, self.names, self._labels = codes, tuple(names), labels or {}
+        self.codes: IntArray = codes
+        self.names: tuple[str, ...] = tuple(names)
+        self._labels: Mapping[str, str] = labels or {}
 
     @classmethod
     def of(cls, column: pa.Array, missing: str = "") -> "Coded":
@@ -48,7 +50,7 @@ class Coded:
 
     def name(self, row: int) -> str:
         """The shown name of a row."""
-        return self.names[self.codes[row]]
+        return self.names[int(self.codes[row])]
 
     @cached_property
     def facets(self) -> list[Facet]:
