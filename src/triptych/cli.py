@@ -83,6 +83,8 @@ def run(arguments: Sequence[str]) -> int:
             return _tell(error, wanted)
     if isinstance(outcome, Outcome):
         _print(outcome, wanted)
+        if outcome.problems:
+            return BAD_INPUT
         return FAILED if outcome.is_failure else DONE
     # typer makes an exit code of Ctrl-C, or an Abort, from version to version.
     if outcome == STOPPED:
@@ -128,6 +130,8 @@ def _tell(error: BaseException, wanted: Globals) -> int:
 def _print(outcome: Outcome, wanted: Globals) -> None:
     for line in outcome.lines:
         print(line)
+    for problem in outcome.problems:
+        print(f"error: {' '.join(problem.split())}", file=sys.stderr)
     if wanted.json:
         print(json.dumps(outcome.figures, ensure_ascii=False))
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 from triptych.alignment.plan import AlignmentConfig
 from triptych.auditing.plan import AuditingConfig
 from triptych.data.images import STARTER
-from triptych.decoding.plan import DecodingConfig, plan_requests, planned_rows
+from triptych.decoding.plan import DecodingConfig, Request, plan_requests, planned_rows
 from triptych.dictionaries.arms import arms
 from triptych.dictionaries.plan import DictionariesConfig
 from triptych.environment import package_versions
@@ -56,6 +57,13 @@ REWARD_SHARE = 0.5
 
 TRAINING_SHARE = 0.6
 """Of the rate that matrix products allow, for forward passes and for backward passes of frozen weights."""
+
+GPU_OPERATIONS = 20e12
+"""Assumed, not measured: floating-point operations a second that the products of so small a model reach on one
+data-centre GPU, where starting kernels takes most of the time."""
+
+STARTER_PROMPTS = 252
+"""Taken where a configuration sets no limit: how many prompts a file holds is not known here."""
 
 STARTER_PAIRS, PAIR_TOKENS, PROMPT_TOKENS = 252, 160, 60
 """Of the starter set; of a pair, its prompt counted once; of a prompt."""
@@ -185,7 +193,7 @@ def _weight(width: int, out: int, device: torch.device, dtype: torch.dtype) -> t
 def recipe_cost(name: str, config: StudyConfig, allowed: float) -> RecipeCost:
     """What a recipe will take where matrix products allow so many tokens a second: an estimate."""
     decoding = config.decoding
-    requests = [] if decoding is None else plan_requests(decoding, decoding.limit or 1)
+    requests = [] if decoding is None else planned_requests(decoding)
     rows = planned_rows(requests)
     tokens = 0 if decoding is None else int(rows * decoding.max_new_tokens * LENGTH_SHARE)
     scored = sum(request.sample == 0 for own in requests for request in own)
@@ -201,6 +209,12 @@ def recipe_cost(name: str, config: StudyConfig, allowed: float) -> RecipeCost:
         if config.dictionaries is None
         else _dictionaries_seconds(config.dictionaries, allowed),
     )
+
+
+@lru_cache(maxsize=8)
+def planned_requests(decoding: DecodingConfig) -> list[list[Request]]:
+    """The completions of every prompt; kept, for several figures are read off them."""
+    return plan_requests(decoding, decoding.limit or STARTER_PROMPTS)
 
 
 def _training_seconds(alignment: AlignmentConfig, allowed: float) -> float:
@@ -295,31 +309,33 @@ def report_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """The diagnosis as text."""
     d = diagnosis
     yield f"processor   {d.cpu}, {d.cores:g} cores, {', '.join(d.features) or 'no wide vectors known'}"
-    yield f"memory      {_size(d.memory_bytes)}; free disk here {_size(d.free_disk_bytes)}"
+    yield f"memory      {size(d.memory_bytes)}; free disk here {size(d.free_disk_bytes)}"
     yield f"GPU         {', '.join(d.gpus) or 'none'}"
     yield f"arithmetic  {d.dtype} on {d.device}"
     yield f"hub         {d.hub} {'answers' if d.hub_reachable else 'does not answer: use what is cached, or starter'}"
     for cache in d.caches:
-        yield f"cache       {cache.name}: {_size(cache.bytes)} in {cache.path} ({cache.note})"
+        yield f"cache       {cache.name}: {size(cache.bytes)} in {cache.path} ({cache.note})"
     yield f"packages    {', '.join(f'{name} {version}' for name, version in d.packages.items())}"
     measured = f"measured: matrix products alone allow {d.products_per_second:,.0f}"
     yield f"decoding    about {d.tokens_per_second:,.0f} tokens/s (an estimate, as are all times below; {measured})"
     for cost in d.recipes:
-        training = "" if cost.training_seconds is None else f", and {_duration(cost.training_seconds)} of training"
-        scoring = "" if cost.scoring_seconds is None else f", and {_duration(cost.scoring_seconds)} of scoring"
-        audits = "" if cost.auditing_seconds is None else f", and {_duration(cost.auditing_seconds)} of audits"
+        training = "" if cost.training_seconds is None else f", and {duration(cost.training_seconds)} of training"
+        scoring = "" if cost.scoring_seconds is None else f", and {duration(cost.scoring_seconds)} of scoring"
+        audits = "" if cost.auditing_seconds is None else f", and {duration(cost.auditing_seconds)} of audits"
         shared = (
-            "" if cost.dictionaries_seconds is None else f", and {_duration(cost.dictionaries_seconds)} of dictionaries"
+            "" if cost.dictionaries_seconds is None else f", and {duration(cost.dictionaries_seconds)} of dictionaries"
         )
-        about = f"{cost.tokens:,} tokens, about {_duration(cost.seconds)}"
+        about = f"{cost.tokens:,} tokens, about {duration(cost.seconds)}"
         yield f"recipe      {cost.recipe}: {about}{training}{scoring}{audits}{shared}"
 
 
-def _size(n_bytes: int) -> str:
+def size(n_bytes: int) -> str:
+    """Bytes as people say them."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -15,6 +15,8 @@ class Outcome(NamedTuple):
     """For programs (`--json`)."""
     is_failure: bool = False
     """The command did its work, and what it found is to end it with exit code 1."""
+    problems: tuple[str, ...] = ()
+    """What the user has to mend before the work that was asked about can be done: exit code 2."""
 
 
 def run_outcome(run_dir: Path, report: Path, *, did_work: bool) -> Outcome:

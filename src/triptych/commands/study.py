@@ -21,6 +21,10 @@ def study(
         typer.Option("--set", metavar="A.B=C", help="Change a key of the recipe; may be given again."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the run directory holds.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be made, how long it takes and what it needs; fetch nothing."),
+    ] = False,
 ) -> Outcome:
     """All panels in order, then the report.
 
@@ -32,10 +36,16 @@ def study(
       triptych study --recipe smoke --out /tmp/smoke
       triptych study --recipe paper --set decoding.limit=50 --set seed=1 --out runs/paper-50
       triptych study --recipe runs/starter/config.yaml --out runs/again
+      triptych study --recipe paper --dry-run
     """
     from triptych.study import default_out, load_recipe, run_study
 
     config = load_recipe(recipe, overrides or [])
+    if dry_run:
+        from triptych.dry_run import plan_lines, plan_study
+
+        plan = plan_study(config, recipe, default_out(recipe) if out is None else out)
+        return Outcome(tuple(plan_lines(plan)), plan.model_dump(mode="json"), problems=plan.problems)
     done = run_study(
         config,
         default_out(recipe) if out is None else out,

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from triptych.errors import DataError
-from triptych.models.hub import PROBE_SECONDS, first_line
+from triptych.models.hub import PROBE_SECONDS, first_line, total_bytes
 
 SPLIT = "train"
 
@@ -53,8 +53,8 @@ def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
 def _reading(name: str, what: str) -> Iterator[None]:
     """For reading a data set inside the block; a `DataError` where it cannot be had, or where reading fails."""
     problem = _hub_problem(name)
-    if problem is not None and not _is_cached(name):
-        raise DataError(f"data set {name} is not in the local cache (nor is it a local file) and {problem}")
+    if problem is not None and not is_cached(name):
+        raise DataError(_unavailable(name, problem))
     try:
         with _quiet_datasets(offline=problem is not None):
             yield
@@ -73,6 +73,10 @@ def _training_rows(name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _unavailable(name: str, problem: str) -> str:
+    return f"data set {name} is not in the local cache (nor is it a local file) and {problem}"
+
+
 def _hub_problem(name: str) -> str | None:
     """Why the hub cannot give a data set, with the remedy; None where it can. One question with a short limit."""
     try:
@@ -89,7 +93,19 @@ def _hub_problem(name: str) -> str | None:
     return None
 
 
-def _is_cached(name: str) -> bool:
+def offered_bytes(name: str) -> int | None:
+    """Bytes of a data set's files, by a question for metadata; None where the hub does not say.
+
+    Raises `DataError` where the hub cannot give it.
+    """
+    problem = _hub_problem(name)
+    if problem is not None:
+        raise DataError(_unavailable(name, problem))
+    info = HfApi().dataset_info(name, timeout=PROBE_SECONDS, files_metadata=True)
+    return total_bytes([file.size for file in info.siblings or []])
+
+
+def is_cached(name: str) -> bool:
     """Whether `datasets` has prepared this data set before; it names the folder `org___snake_case_name`."""
     *organisation, last = name.split("/")
     snake = re.sub(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", last).lower()

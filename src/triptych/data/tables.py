@@ -38,12 +38,18 @@ def read_table(source: str) -> list[Row]:
     path = Path(source).expanduser()
     if source and path.exists():
         return read_file(path)
-    if source.startswith(("/", "./", "../", "~")) or path.suffix.lower() in READERS or not _HUB_ID.fullmatch(source):
+    if not is_hub_id(source):
         raise MissingInputError(f"data file {source!r} does not exist; check the path")
     # Only a hub data set needs the library, which takes seconds to import.
     from triptych.data.hub import read_hub_rows
 
     return [Row(f"row {number}", fields) for number, fields in enumerate(read_hub_rows(source), start=1)]
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no local file can be a data set of the hub."""
+    is_path = source.startswith(("/", "./", "../", "~")) or Path(source).suffix.lower() in READERS
+    return not is_path and _HUB_ID.fullmatch(source) is not None
 
 
 def read_file(path: Path) -> list[Row]:

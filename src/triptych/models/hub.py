@@ -5,10 +5,14 @@ A hub that cannot be reached is noticed within seconds: one question with a shor
 Not here: judging a folder (`sources`), data sets (`triptych.data`).
 """
 
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoSibling
 
 from triptych.errors import ModelError
 
@@ -22,6 +26,14 @@ _FETCHED = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]
 _LEFT = ["*/*"]
 
 
+class Offer(NamedTuple):
+    """What a repository holds, as far as the hub says."""
+
+    n_bytes: int | None
+    parameters: int | None
+    """Of a model in safetensors."""
+
+
 def cached_snapshot(repo: str) -> Path | None:
     """The folder of a repository in the hub's local cache, complete or not; None where not even a config is there."""
     config = try_to_load_from_cache(repo, "config.json")
@@ -33,17 +45,26 @@ def download_snapshot(repo: str) -> Path:
 
     Raises `ModelError` where the hub is forbidden, unreachable, or has no such model in safetensors.
     """
-    names = {name for name in _file_names(repo) if "/" not in name}
-    if "config.json" not in names:
-        raise ModelError(f"hub repository {repo} has no config.json: it is not a transformers model")
-    if not names & {WEIGHTS, WEIGHTS_INDEX}:
-        raise ModelError(
-            f"hub repository {repo} has no {WEIGHTS}: weights are only read as safetensors; choose a converted one"
-        )
+    _model_files(repo, _info(repo))
     try:
         return Path(snapshot_download(repo, allow_patterns=_FETCHED, ignore_patterns=_LEFT))
     except Exception as error:
         raise ModelError(f"model {repo}: the download broke off ({first_line(error)}); try again") from error
+
+
+def ask_for(repo: str) -> Offer:
+    """What `download_snapshot` would fetch, by a question for metadata alone; raises `ModelError` where it would."""
+    info = _info(repo, sizes=True)
+    names = (file for file in _model_files(repo, info) if any(fnmatch(file.rfilename, one) for one in _FETCHED))
+    sizes = [file.size for file in names]
+    tensors = getattr(info, "safetensors", None)
+    return Offer(total_bytes(sizes), None if tensors is None else tensors.total)
+
+
+def total_bytes(sizes: Sequence[int | None]) -> int | None:
+    """The sum; None where one is not known, or there are none."""
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known and len(known) == len(sizes) else None
 
 
 def hub_is_reachable() -> bool:
@@ -64,10 +85,23 @@ def first_line(error: BaseException) -> str:
     return line.rstrip(".: ")
 
 
-def _file_names(repo: str) -> list[str]:
+def _model_files(repo: str, info: ModelInfo) -> list[RepoSibling]:
+    """The files at the top of a repository that holds a model in safetensors; `ModelError` for any other."""
+    files = [file for file in info.siblings or [] if "/" not in file.rfilename]
+    names = {file.rfilename for file in files}
+    if "config.json" not in names:
+        raise ModelError(f"hub repository {repo} has no config.json: it is not a transformers model")
+    if not names & {WEIGHTS, WEIGHTS_INDEX}:
+        raise ModelError(
+            f"hub repository {repo} has no {WEIGHTS}: weights are only read as safetensors; choose a converted one"
+        )
+    return files
+
+
+def _info(repo: str, *, sizes: bool = False) -> ModelInfo:
     absent = f"model {repo} is not in the local cache (nor is it a local folder)"
     try:
-        info = HfApi().model_info(repo, timeout=PROBE_SECONDS)
+        return HfApi().model_info(repo, timeout=PROBE_SECONDS, files_metadata=sizes)
     except GatedRepoError as error:
         raise ModelError(f"model {repo} is gated: accept its terms on the hub, then `hf auth login`") from error
     except RepositoryNotFoundError as error:
@@ -78,4 +112,3 @@ def _file_names(repo: str) -> list[str]:
     except Exception as error:
         remedy = "check the connection, fetch the model beforehand, or use 'starter'"
         raise ModelError(f"{absent} and the hub cannot be reached ({first_line(error)}); {remedy}") from error
-    return [sibling.rfilename for sibling in info.siblings or []]

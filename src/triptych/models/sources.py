@@ -58,6 +58,18 @@ def resolve_source(spec: str) -> ModelSource:
     """
     if spec == STARTER:
         return ModelSource(spec, "starter", ensure_starter())
+    if (found := find_local_source(spec)) is not None:
+        return found
+    folder = download_snapshot(spec)
+    _require_loadable(spec, folder)
+    return ModelSource(spec, "hub", folder, revision=folder.name)
+
+
+def find_local_source(spec: str, *, needs_tokenizer: bool = True) -> ModelSource | None:
+    """The folder behind a spec that is on this disk, or in the local cache of the hub; None for what must be fetched.
+
+    Raises `MissingInputError` and `ModelError` as `resolve_source` does; nothing is asked of the network.
+    """
     path = Path(spec).expanduser()
     if spec and path.exists():
         _require_loadable(spec, path)
@@ -68,7 +80,8 @@ def resolve_source(spec: str) -> ModelSource:
         raise ModelError(
             f"model '{spec}' is neither 'starter', nor an existing folder, nor a hub id such as 'org/name'"
         )
-    folder = _complete_snapshot(spec) or download_snapshot(spec)
+    if (folder := _complete_snapshot(spec, needs_tokenizer=needs_tokenizer)) is None:
+        return None
     _require_loadable(spec, folder)
     return ModelSource(spec, "hub", folder, revision=folder.name)
 
@@ -169,13 +182,13 @@ def _sampled_blocks(path: Path) -> list[bytes]:
         return blocks
 
 
-def _complete_snapshot(repo: str) -> Path | None:
+def _complete_snapshot(repo: str, *, needs_tokenizer: bool = True) -> Path | None:
     """The folder of a repository in the hub's local cache, where everything that loading needs is there."""
     folder = cached_snapshot(repo)
     if folder is None or not (files := weight_files(folder)):
         return None
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-    return folder if has_tokenizer and all(path.is_file() for path in files) else None
+    return folder if (has_tokenizer or not needs_tokenizer) and all(path.is_file() for path in files) else None
 
 
 def _require_loadable(spec: str, folder: Path) -> None:

@@ -108,4 +108,4 @@ def test_a_cached_data_set_is_read_offline(monkeypatch: pytest.MonkeyPatch, empt
 def test_cache_folders_are_named_as_the_library_names_them(empty_cache: Path, name: str) -> None:
     snake = datasets.naming.camelcase_to_snakecase(name)
     (empty_cache / f"org___{snake}" / "default" / "0.0.0" / "abc").mkdir(parents=True)
-    assert hub._is_cached(f"org/{name}")
+    assert hub.is_cached(f"org/{name}")

@@ -2,12 +2,11 @@ import json
 import shutil
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelInfo, constants
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from triptych.errors import MissingInputError, ModelError
@@ -171,10 +170,10 @@ def hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def answer(monkeypatch: pytest.MonkeyPatch, result: Exception | list[str]) -> None:
     """Makes the hub answer `model_info` with an error or with a list of files."""
 
-    def model_info(*_: Any, **__: Any) -> SimpleNamespace:
+    def model_info(*_: Any, **__: Any) -> ModelInfo:
         if isinstance(result, Exception):
             raise result
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in result])
+        return ModelInfo(id="org/name", siblings=[{"rfilename": name} for name in result])  # type: ignore[no-untyped-call]
 
     monkeypatch.setattr(HfApi, "model_info", model_info)
 
