@@ -17,8 +17,8 @@ class LatentQuery(paging.PageQuery):
     cls: ClassName | None = None
     confirmed: bool | None = None
     q: str | None = Field(default=None, max_length=paging.MAX_QUERY)
-    factor: str | None = Field(default=None, max_length=1000)
-    value: str | None = Field(default=None, max_length=1000)
+    factor: str | None = Field(default=None, max_length=2000)
+    value: str | None = Field(default=None, max_length=2000)
     min_auroc: float | None = Field(default=None, ge=0, le=1)
     pictured: bool | None = None
     sort: SortKey = "latent"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +82,8 @@ class Tops:
 
 
 def _numbers(table: pa.Table, name: str) -> IntArray:
+    if table[name].null_count:
+        raise ValueError(f"the column {name} has rows without a number")
     return np.asarray(table[name].cast(pa.int64()).to_numpy(), dtype=np.int64)
 
 
@@ -115,8 +117,14 @@ class Thumbnails:
                 data = file.read_row_group(group, columns=["image"])["image"][at].as_py()
         except (pa.ArrowException, OSError, IndexError, KeyError):
             return None
-        media_type = next((found for magic, found in MAGIC.items() if data and data.startswith(magic)), None)
-        return None if media_type is None else Encoded(data, media_type)
+        return _as_image(data)
+
+
+def _as_image(data: Any) -> Encoded | None:
+    """Bytes by how they begin; None for what begins like no PNG or JPEG."""
+    if not isinstance(data, bytes):
+        return None
+    return next((Encoded(data, media_type) for magic, media_type in MAGIC.items() if data.startswith(magic)), None)
 
 
 @final

@@ -5,7 +5,7 @@ list. Not here: what is known of latents (`concept_latents`) and where images li
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from fastapi import APIRouter, HTTPException, Query, Response
 
-from triptych.dictionaries.records import FOLDER, MAIN, MEASURES, SPECIFIC, THUMBNAILS, TOPS, TRAINED, UNIVERSAL
+from triptych.dictionaries.records import FOLDER, MEASURES, SPECIFIC, THUMBNAILS, TOPS, TRAINED, UNIVERSAL
 from triptych.errors import DataError, InputError, MissingInputError
 from triptych.explorer import paging
 from triptych.explorer.concept_answers import (
@@ -32,7 +32,7 @@ from triptych.explorer.concept_answers import (
     Sentence,
     ShownImage,
 )
-from triptych.explorer.concept_images import BASE, ConceptImages, Encoded, Shot
+from triptych.explorer.concept_images import BASE, OWN, ConceptImages, Encoded, Shot
 from triptych.explorer.concept_latents import (
     AGREEMENT,
     CLASSES,
@@ -61,6 +61,7 @@ TOPICS = {
     ("Brackets",): "Intervals",
 }
 """How the sentences of `findings` begin, and what they are about."""
+IMAGE: dict[str, Any] = {"content": {"image/png": {}, "image/jpeg": {}}}
 NoQuery = Annotated[paging.Query, Query()]
 """Of an endpoint without parameters: whichever is given is refused."""
 
@@ -230,22 +231,25 @@ def read_concepts(run_dir: Path) -> Concepts | None:
 
 
 def concepts_router(run_dir: Path) -> APIRouter:
-    """All endpoints of the page. Files are read when they are first asked for, and again when they have changed."""
-    main = f"{FOLDER}/{MAIN}"
-    files = [f"{main}/{name}" for name in (FEATURES, TOPS, THUMBNAILS)]
+    """All endpoints of the page. Files are read when they are first asked for, and again when they have changed.
+
+    What is unknown or damaged is a MissingInputError or DataError, for the application to answer.
+    """
+    files = [f"{OWN}/{name}" for name in (FEATURES, TOPS, THUMBNAILS)]
     parts = (MEASURES, TRAINED, AGREEMENT, f"{IMAGES}/index.json", *files)
     pages = _Pages(Fresh([run_dir / part for part in parts], lambda: read_concepts(run_dir)))
     router = APIRouter(prefix=BASE, tags=["concepts"])
-    routes: dict[str, Callable[..., Any]] = {
-        "": pages.overview,
-        "/scatter": pages.scatter,
-        "/latents": pages.latents,
-        "/latents/{latent}": pages.latent,
-        "/images/{name}": pages.picture,
-        "/thumbnails/{row}": pages.thumbnail,
+    routes: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "": (pages.overview, {}),
+        "/scatter": (pages.scatter, {"model": Scatter}),
+        "/latents": (pages.latents, {}),
+        "/latents/{latent}": (pages.latent, {}),
+        "/images/{name}": (pages.picture, IMAGE),
+        "/thumbnails/{row}": (pages.thumbnail, IMAGE),
     }
-    for path, endpoint in routes.items():
-        router.add_api_route(path, endpoint, methods=["GET"])
+    for path, (endpoint, answer) in routes.items():
+        responses: dict[int | str, dict[str, Any]] = {200: answer} if answer else {}
+        router.add_api_route(path, endpoint, methods=["GET"], responses=responses)
     return router
 
 
@@ -257,51 +261,57 @@ class _Pages:
         self._held = held
 
     def overview(self, _: NoQuery) -> Overview:
+        """The shared dictionary as a whole."""
         return self._concepts().overview
 
     def scatter(self, _: NoQuery) -> Response:
+        """All live latents, a list a column."""
         return Response(self._concepts().scatter, media_type="application/json")
 
     def latents(self, asked: Annotated[LatentQuery, Query()]) -> LatentPage:
+        """A page of latents."""
         concepts = self._concepts()
-        if asked.value is not None and asked.factor is None:
-            raise HTTPException(422, "a value is one of a factor: give factor as well")
-        factors = concepts.known.factors
-        if asked.factor is not None and asked.factor not in factors:
-            _unknown("factor", asked.factor)
-        if asked.factor is not None and asked.value is not None and asked.value not in factors[asked.factor]:
-            _unknown(f"value of the factor '{asked.factor}'", asked.value)
+        _check_factor(concepts.known.factors, asked)
         return concepts.page(asked)
 
     def latent(self, latent: int, _: NoQuery) -> LatentDetail:
+        """One latent."""
         concepts = self._concepts()
         place = concepts.known.places.get(latent)
-        return _unknown("latent", str(latent)[:24]) if place is None else concepts.detail(place)
+        return _unknown("latent", str(latent)) if place is None else concepts.detail(place)
 
     def picture(self, name: str, _: NoQuery) -> Response:
+        """A picture that the run's index lists."""
         found = self._concepts().images.picture(name)
         return _unknown("picture", name) if found is None else _response(found)
 
     def thumbnail(self, row: int, _: NoQuery) -> Response:
+        """An image of the held-out ones, made small."""
         found = self._concepts().images.thumbnail(row)
-        return _unknown("thumbnail", str(row)[:24]) if found is None else _response(found)
+        return _unknown("thumbnail", str(row)) if found is None else _response(found)
 
     def _concepts(self) -> Concepts:
-        try:
-            found = self._held.get()
-        except MissingInputError as error:
-            raise HTTPException(404, neutralise(str(error))) from None
-        except InputError as error:
-            raise HTTPException(422, neutralise(str(error))) from None
+        found = self._held.get()
         if found is None:
-            raise HTTPException(
-                404, "this run has no dictionaries: run `triptych interpret vision` with the same --out"
+            raise MissingInputError(
+                "this run has no dictionaries; run `triptych interpret vision` with the same --out to train them"
             )
         return found
 
 
+def _check_factor(factors: Mapping[str, Sequence[str]], asked: LatentQuery) -> None:
+    if asked.factor is None:
+        if asked.value is not None:
+            raise HTTPException(422, "a value is one of a factor: give factor as well")
+        return
+    if asked.factor not in factors:
+        _unknown("factor", asked.factor)
+    if asked.value is not None and asked.value not in factors[asked.factor]:
+        _unknown(f"value of the factor {name_of(asked.factor)}:", asked.value)
+
+
 def _unknown(what: str, name: str) -> NoReturn:
-    raise HTTPException(404, f"no {what} '{name_of(name)}' in this run")
+    raise MissingInputError(f"no {what} '{name_of(name)}' in this run")
 
 
 def _response(found: Encoded) -> Response:

@@ -139,6 +139,21 @@ def test_pictures_and_report_are_there(done: Path) -> None:
         assert (done / name).stat().st_size > 0
 
 
+def test_every_live_latent_has_its_top_images(done: Path) -> None:
+    folder = done / "dictionaries" / "universal"
+    features, tops = pq.read_table(folder / "features.parquet"), pq.read_table(folder / "tops.parquet").to_pylist()
+    images = dict(zip(*pq.read_table(folder / "thumbnails.parquet").to_pydict().values(), strict=True))
+    shown = {(one["latent"], one["model"]): 0 for one in tops}
+    for latent, *fires in zip(*(features[name].to_pylist() for name in ("latent", "fires_a", "fires_b")), strict=True):
+        assert [(latent, name) in shown for name in "ab"] == [n > 0 for n in fires]
+    for one in tops:
+        own = [other for other in tops if (other["latent"], other["model"]) == (one["latent"], one["model"])]
+        assert [other["rank"] for other in own] == list(range(len(own)))
+        assert own == sorted(own, key=lambda other: (-other["activation"], other["row"]))
+        assert one["image_id"] == f"test-{one['row']:06d}"
+    assert set(images) == {one["row"] for one in tops}
+
+
 def test_again_does_nothing(models: dict[str, Path], done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (done / "dictionaries").rglob("*") if path.is_file()}
     capsys.readouterr()
@@ -171,7 +186,9 @@ def test_a_killed_run_ends_with_the_same_files(
         with pytest.raises(_Killed):
             interpret(models, tmp_path / "run")
     assert interpret(models, tmp_path / "run") == 0
-    for name in ("measures.json", "universal/metrics.json", "universal/model.safetensors", "same/model.safetensors"):
+    weights = ("universal/model.safetensors", "same/model.safetensors")
+    tops = ("universal/tops.parquet", "universal/thumbnails.parquet")
+    for name in ("measures.json", "universal/metrics.json", *weights, *tops):
         assert (tmp_path / "run" / "dictionaries" / name).read_bytes() == (done / "dictionaries" / name).read_bytes(), (
             name
         )
