@@ -6,8 +6,9 @@ Only names that the server listed itself are opened, never a path from a request
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -22,6 +23,8 @@ from triptych.errors import MissingInputError, TriptychError
 from triptych.explorer.audit_pages import audits_router
 from triptych.explorer.completion import generations_router
 from triptych.explorer.concepts import concepts_router
+from triptych.explorer.fresh import Fresh
+from triptych.explorer.generations import Generations, fresh_generations
 from triptych.explorer.overview import overview_router
 from triptych.explorer.playground import Playground, playground_router
 from triptych.explorer.security import LOCAL_HOSTS, Guard
@@ -70,6 +73,7 @@ def create_app(
     Raises MissingInputError where the folder is no run directory.
     """
     read_manifest(run_dir)
+    generations = fresh_generations(run_dir)
     app = FastAPI(
         title="Triptych explorer",
         version=__version__,
@@ -79,10 +83,10 @@ def create_app(
         responses=PROBLEMS,
         dependencies=[Depends(refuse_unknown_parameters)],
         exception_handlers={TriptychError: _failed, HTTPException: _refused, RequestValidationError: _invalid},
-        lifespan=_lifespan(playground),
+        lifespan=_lifespan(playground, generations),
     )
     app.include_router(overview_router(run_dir))
-    app.include_router(generations_router(run_dir))
+    app.include_router(generations_router(generations))
     app.include_router(audits_router(run_dir))
     app.include_router(concepts_router(run_dir))
     app.include_router(playground_router(playground, reason))
@@ -91,9 +95,18 @@ def create_app(
     return app
 
 
-def _lifespan(playground: Playground | None) -> Lifespan[FastAPI]:
+def _lifespan(playground: Playground | None, generations: Fresh[Generations]) -> Lifespan[FastAPI]:
+    """Starts and ends what works beside the answers."""
+
+    def read_ahead() -> None:
+        # Whoever asks for them is told why they cannot be read.
+        with suppress(TriptychError):
+            generations.get()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # The first page of a large run would take seconds.
+        Thread(target=read_ahead, daemon=True).start()
         if playground is not None:
             playground.start()
         try:

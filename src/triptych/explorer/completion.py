@@ -5,7 +5,6 @@ Not here: lists (`generations`).
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -13,12 +12,12 @@ from fastapi import Query as InQuery
 from pydantic import BaseModel
 
 from triptych.errors import DataError, MissingInputError
+from triptych.explorer.fresh import Fresh
 from triptych.explorer.generations import (
     GenerationFacets,
     GenerationPage,
     GenerationQuery,
     Generations,
-    fresh_generations,
 )
 from triptych.explorer.paging import Query, RowId
 from triptych.explorer.segments import Segment, compared
@@ -103,9 +102,9 @@ class CompareQuery(Query):
     b: RowId
 
 
-def generations_router(run_dir: Path) -> APIRouter:
+def generations_router(source: Fresh[Generations]) -> APIRouter:
     """Addresses of the completions of a run."""
-    router, source = APIRouter(prefix="/api/generations", tags=["generations"]), fresh_generations(run_dir)
+    router = APIRouter(prefix="/api/generations", tags=["generations"])
 
     @router.get("")
     def list_generations(query: Annotated[GenerationQuery, InQuery()]) -> GenerationPage:
@@ -151,7 +150,7 @@ def _fields(generations: Generations, row: int) -> dict[str, Any]:
 
 
 def _item(generations: Generations, row: int, fields: Mapping[str, Any]) -> GenerationItem:
-    rewards = [RewardOf(model=name_of(r.model), score=finite(r.score)) for r in generations.rewards_of(row)]
+    rewards = [RewardOf(model=name_of(r.model), score=finite(r.score)) for r in generations.rewards[row]]
     texts = {name: text_of(fields[name]) for name in ("instruction", "input", "prompt", "text", "raw_text")}
     return GenerationItem(
         **generations.facts(row),

@@ -9,7 +9,6 @@ Texts are kept in Arrow memory, prompts once each: a search or a page reads no f
 """
 
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -121,9 +120,10 @@ class GenerationFacets(BaseModel):
 
 
 class _Columns(NamedTuple):
-    arms: list[Arm]
-    """Of every row."""
+    """What tells completions apart, by row."""
+
     prompt_ids: list[str]
+    arms: list[Arm]
     samples: list[int]
 
 
@@ -142,8 +142,10 @@ class Generations:
         columns = {
             name: table[name].to_pylist() for name in ("strategy", "params", "temperature", "prompt_id", "sample")
         }
-        self.of_rows = _Columns(arms_of_columns(columns), columns["prompt_id"], columns["sample"])
-        self.rewards: Mapping[CompletionKey, tuple[Reward, ...]] = read_rewards(run_dir / SCORES)
+        self.of_rows = _Columns(columns["prompt_id"], arms_of_columns(columns), columns["sample"])
+        given, keys = read_rewards(run_dir / SCORES), zip(*self.of_rows, strict=True)
+        self.rewards: list[tuple[Reward, ...]] = [given.get(CompletionKey(*key), ()) for key in keys]
+        """What every reward model says, by row."""
         self.pieces = read_pieces(run_dir / PIECES)
         self.arm_names = name_arms(set(self.of_rows.arms))
         self._texts = table["text"].combine_chunks()
@@ -172,26 +174,19 @@ class Generations:
 
     def _numbers(self, table: pa.Table) -> dict[str, FloatArray]:
         numbers = {name: floats(table[name]) for name in ("mean_logprob", "n_tokens", "temperature")}
-        rewards = [self.reward(row) for row in range(table.num_rows)]
+        model = self.reward_model
+        rewards = [next((one.score for one in of_row if one.model == model), None) for of_row in self.rewards]
         return {**numbers, "reward": np.array(rewards, dtype=np.float64)}
-
-    def rewards_of(self, row: int) -> tuple[Reward, ...]:
-        """What every reward model says of a completion."""
-        of = self.of_rows
-        return self.rewards.get(CompletionKey(of.prompt_ids[row], of.arms[row], of.samples[row]), ())
 
     @cached_property
     def reward_model(self) -> str | None:
         """The reward model that lists go by: the first that gave a score."""
-        given = (reward.model for rewards in self.rewards.values() for reward in rewards if reward.score is not None)
+        given = (reward.model for rewards in self.rewards for reward in rewards if reward.score is not None)
         return next(given, None)
-
-    def reward(self, row: int) -> float | None:
-        """What it says of a completion; None where that is unscored."""
-        return next((r.score for r in self.rewards_of(row) if r.model == self.reward_model), None)
 
     @property
     def score_column(self) -> str:
+        """The numbers that are meant by a score."""
         return LOGPROB if self.reward_model is None else "reward"
 
     def full_row(self, row: int) -> dict[str, Any]:
