@@ -48,6 +48,14 @@ class Agreement(NamedTuple):
     """As it is in files; None where labels alone are known."""
 
 
+class Column(NamedTuple):
+    """The agreements of one value; an entry an agreement."""
+
+    numbers: IntArray
+    """Of the latents."""
+    aurocs: FloatArray
+
+
 class Wanted(NamedTuple):
     """Which latents are in question, in which order. None is no condition."""
 
@@ -94,10 +102,7 @@ class ConceptLatents:
     @cached_property
     def factors(self) -> dict[str, list[str]]:
         """Factor → its values, as shown and sorted."""
-        found: dict[str, set[str]] = {}
-        for one in (one for of_latent in self.agreements.values() for one in of_latent):
-            found.setdefault(one.factor, set()).add(one.value)
-        return {factor: sorted(values) for factor, values in sorted(found.items())}
+        return {factor: sorted(values) for factor, values in sorted(self._by_value.items())}
 
     def matching(self, wanted: Wanted) -> IntArray:
         """Places of the latents in question, in the order asked for; of equals the lower number goes first.
@@ -134,10 +139,32 @@ class ConceptLatents:
             sought = wanted.q.casefold()
             keep &= np.array([sought in text for text in self._texts], dtype=np.bool_)
         if wanted.factor is not None:
-            keep &= np.isin(self.latents.numbers, [n for n, own in self.agreements.items() if _meets(own, wanted)])
+            keep &= np.isin(self.latents.numbers, self._agreeing(wanted))
         elif wanted.min_auroc is not None:
             keep &= np.nan_to_num(self.latents.label_aurocs, nan=-1.0) >= wanted.min_auroc
         return keep
+
+    def _agreeing(self, wanted: Wanted) -> IntArray:
+        """Numbers of the latents with an agreement of this factor and value, and at least this AUROC."""
+        of_factor = self._by_value.get(wanted.factor or "", {})
+        values = of_factor if wanted.value is None else [wanted.value]
+        least = -np.inf if wanted.min_auroc is None else wanted.min_auroc
+        found = [column.numbers[column.aurocs >= least] for value in values if (column := of_factor.get(value))]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *found])
+
+    @cached_property
+    def _by_value(self) -> dict[str, dict[str, Column]]:
+        """Factor → value → agreements: thousands of latents are filtered at once."""
+        rows: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        for number, own in self.agreements.items():
+            for one in own:
+                rows.setdefault((one.factor, one.value), []).append((number, one.auroc))
+        found: dict[str, dict[str, Column]] = {}
+        for (factor, value), pairs in rows.items():
+            numbers, aurocs = zip(*pairs, strict=True)
+            column = Column(np.array(numbers, dtype=np.int64), np.array(aurocs, dtype=np.float64))
+            found.setdefault(factor, {})[value] = column
+        return found
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -157,15 +184,6 @@ class ConceptLatents:
             "fires": self.fires,
         }
         return values[key].astype(np.float64)
-
-
-def _meets(agreements: Iterable[Agreement], wanted: Wanted) -> bool:
-    return any(
-        one.factor == wanted.factor
-        and (wanted.value is None or one.value == wanted.value)
-        and (wanted.min_auroc is None or one.auroc >= wanted.min_auroc)
-        for one in agreements
-    )
 
 
 def read_latents(run: Dictionaries, pictured: Iterable[int]) -> ConceptLatents:

@@ -132,10 +132,12 @@ class Concepts:
 
     def _row(self, place: int) -> LatentRow:
         number = int(self.known.latents.numbers[place])
-        shots = {name: self.images.thumbnails(number, model, IN_LISTS) for model, name in self.names.items()}
-        pictured = {name: self.images.shots(number, model).top[:IN_LISTS] for model, name in self.names.items()}
-        urls = {name: [shot.url for shot in shots[name] or pictured[name]] for name in shots}
+        urls = {name: [shot.url for shot in self._few(number, model)] for model, name in self.names.items()}
         return LatentRow(**self._common(place), thumbnails=urls)
+
+    def _few(self, number: int, model: str) -> list[Shot]:
+        """Small images where there are any."""
+        return self.images.thumbnails(number, model, IN_LISTS) or self.images.shots(number, model).top[:IN_LISTS]
 
     def detail(self, place: int) -> LatentDetail:
         latents = self.known.latents
