@@ -294,6 +294,7 @@ class TestDecode:
         figures = json.loads(lines[-1])
         assert figures["report"] == lines[0]
         assert figures["did_work"] is True
+        assert [section["id"] for section in figures["findings"]["sections"]] == ["decoding"]
         rows = read_generations(here / "run" / "decoding" / "generations.parquet")
         assert figures["decoding"]["rows"] == len(rows)
         assert [(row.strategy, row.sample) for row in rows] == [
@@ -360,7 +361,13 @@ class TestStudy:
         arguments = ["study", "--recipe", "mine.yaml", "--set", f"model={model}"]
         said = call(*arguments)
         assert "decoding" in said.err
-        assert len(said.out.splitlines()) == 1
+        # What was found, and where it stands as the last line.
+        lines = said.out.splitlines()
+        assert lines[0] == "Decoding"
+        assert lines[1].startswith("  The model ")
+        assert any(line.startswith("Time") for line in lines)
+        assert max(map(len, lines)) <= 100
+        assert lines[-1] == str(Path("runs/mine/report.html"))
         assert call(*arguments, "--fresh", "--quiet").err == ""
 
 

@@ -135,4 +135,4 @@ def _with_card(outcome: Outcome, out: Path, wanted: int | None) -> Outcome:
 
     findings = read_records_json(out / CARD, Finding)
     fails = wanted is not None and any(LEVELS.index(one.level) <= wanted for one in findings)
-    return outcome._replace(lines=(*lines(findings), *outcome.lines), is_failure=fails)
+    return outcome._replace(lines=(*lines(findings), *outcome.lines[-1:]), is_failure=fails)

@@ -11,6 +11,7 @@ from triptych.reports import alignment_tables as tables
 from triptych.reports import format as fmt
 from triptych.reports.alignment_findings import (
     LEVELS,
+    SIGNS,
     capital,
     details,
     findings,
@@ -19,16 +20,17 @@ from triptych.reports.alignment_findings import (
     sentence_of,
 )
 from triptych.reports.alignment_inputs import Alignment, TrainingRun, read_alignment
-from triptych.reports.figures import TRAINING_FIGURES, files_of, render_training
+from triptych.reports.digests import alignment_digest
+from triptych.reports.figures import TRAINING_FIGURES, render_training
 from triptych.reports.figures.training import shown
 from triptych.reports.glossary import TRAINING
 from triptych.reports.html import render as fill
 from triptych.reports.sections import Part, Section
+from triptych.reports.settings import Setting
 from triptych.reports.tables import Table
 
 MAX_WARNINGS = 12
 """Shown at once; the rest of a run's stand in a fold."""
-SIGNS = {"severe": "✗ severe", "warn": "! warning", "note": "– note"}
 
 RESULTS, PAPER, SETTINGS = (f"tables/alignment_{name}.csv" for name in ("results", "paper", "settings"))
 PAPER_INTRO = (
@@ -70,7 +72,26 @@ def alignment_section(run_dir: Path) -> Section | None:
         _settings_part(run),
         Part("costs", "Training costs", _tables([tables.costs_table(run)])),
     )
-    return Section("alignment", "Alignment", findings(run), parts, {**files_of(drawn), **_table_files(run)})
+    return Section(
+        "alignment",
+        "Alignment",
+        findings(run),
+        parts,
+        tuple(drawn),
+        _table_files(run),
+        alignment_digest(run),
+        settings=_named_settings(run),
+        rates={f"align.{method}": rate for method, of in run.runs.items() if (rate := tables.speed(of.state))},
+    )
+
+
+def _named_settings(run: Alignment) -> tuple[Setting, ...]:
+    """The settings of all runs, each with the run it is of."""
+    return tuple(
+        setting._replace(name=f"{tables.TITLES[method]}: {setting.name}")
+        for method, of in run.runs.items()
+        for setting in tables.settings(of, run.manifest.config)
+    )
 
 
 def _tables(listed: list[Table], intro: str = "", file: str | None = None) -> Markup:

@@ -19,6 +19,7 @@ SUBJECTS: dict[Method, str] = {
 }
 LEVELS = {"severe": "severe alarm", "warn": "warning", "note": "note"}
 """From the gravest to the lightest."""
+SIGNS = {"severe": "✗ severe", "warn": "! warning", "note": "– note"}
 MAX_SENTENCE = 300
 _INTERVALS = f"Brackets are 95{fmt.NBSP}% intervals, clustered by prompt."
 

@@ -1,6 +1,5 @@
 """Tables of the alignment panel: final figures, the paper's beside ours, settings and costs; each also as CSV."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from triptych.reports.alignment_findings import capital
 from triptych.reports.alignment_inputs import Alignment, TrainingRun, plain
 from triptych.reports.glossary import describe_curve
 from triptych.reports.reported import reported
-from triptych.reports.settings import NOT_RECORDED, Setting, lookup
+from triptych.reports.settings import NOT_RECORDED, Setting, compare, lookup, shown_value
 from triptych.reports.tables import Cell, Column, Table, Value, estimate_values, to_csv
 
 TITLES: dict[Method, str] = {"reward": "reward model", "dpo": "DPO", "grpo": "GRPO"}
@@ -33,7 +32,6 @@ OUTCOMES = {
     "running": "still running",
 }
 MAX_SETTINGS = 60
-MAX_TEXT = 200
 
 
 class PaperValue(NamedTuple):
@@ -261,13 +259,13 @@ def _printed(value: PaperValue) -> str:
 
 def settings(run: TrainingRun, config: Mapping[str, Any]) -> list[Setting]:
     """The paper's settings beside those of a run; `config` is that of all panels."""
-    return [_compare(setting, run, config) for setting in PAPER_SETTINGS[run.method]]
+    return [compare(setting.name, setting.key, setting.ours(run, config)) for setting in PAPER_SETTINGS[run.method]]
 
 
 def further_settings(run: TrainingRun) -> list[tuple[str, str]]:
     """Path in the configuration and value of what the paper does not give."""
     paths = {".".join(setting.path) for setting in PAPER_SETTINGS[run.method]}
-    return [(path, _text(value)) for path, value in _leaves(run.config) if path not in paths][:MAX_SETTINGS]
+    return [(path, shown_value(value)) for path, value in _leaves(run.config) if path not in paths][:MAX_SETTINGS]
 
 
 def settings_tables(run: TrainingRun, config: Mapping[str, Any]) -> list[Table]:
@@ -298,22 +296,6 @@ def settings_csv(run: Alignment) -> bytes:
     return to_csv(["run", "setting", "paper", "source", "this_run", "same"], rows)
 
 
-def _compare(setting: PaperSetting, run: TrainingRun, config: Mapping[str, Any]) -> Setting:
-    paper, ours = reported()[setting.key], setting.ours(run, config)
-    unit = "" if paper.unit is None else f" {paper.unit.removesuffix('s') if paper.value == 1 else paper.unit}"
-    if ours is None:
-        return Setting(setting.name, _text(paper.value) + unit, paper.source, NOT_RECORDED, None)
-    same = _comparable(paper.value) == _comparable(ours)
-    return Setting(setting.name, _text(paper.value) + unit, paper.source, _text(ours), same)
-
-
-def _comparable(value: Any) -> Any:
-    """Names agree when their last parts do, whatever the case; lists whatever their order; 16 is 16.0."""
-    if isinstance(value, list | tuple):
-        return sorted(str(item) for item in value)
-    return value.rstrip("/").rsplit("/", 1)[-1].casefold() if isinstance(value, str) else value
-
-
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """`a.b` and its value, of all that is no group."""
     for key, value in config.items():
@@ -321,19 +303,6 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    if isinstance(value, float):
-        return f"{value:g}".replace("e-0", "e-")
-    if isinstance(value, int):
-        return fmt.number(value, 0)
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(item) for item in value) or "none"
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 # --- Costs ------------------------------------------------------------------------------------------------------------
@@ -347,8 +316,9 @@ def costs_table(run: Alignment) -> Table:
     return Table("alignment-costs", "What was trained, and what it cost", (Column("Run"), *heads), rows)
 
 
-def _speed(state: TrainerState) -> str:
-    return fmt.number(state.tokens / state.seconds, 0) if state.tokens and state.seconds else "not measured"
+def speed(state: TrainerState) -> str | None:
+    """Tokens trained on a second, where both were recorded."""
+    return f"{fmt.number(state.tokens / state.seconds, 0)} tokens/s" if state.tokens and state.seconds else None
 
 
 _COSTS: dict[str, Callable[[TrainerState], str]] = {
@@ -360,6 +330,6 @@ _COSTS: dict[str, Callable[[TrainerState], str]] = {
     "engine": lambda state: state.path or NOT_RECORDED,
     "time": lambda state: fmt.duration(state.seconds) if state.seconds else "not measured",
     "tokens trained on": lambda state: f"{state.tokens:,}" if state.tokens else "not measured",
-    "tokens per second": _speed,
+    "speed": lambda state: speed(state) or "not measured",
     "peak memory": lambda state: fmt.size(state.peak_bytes) if state.peak_bytes else "not measured",
 }

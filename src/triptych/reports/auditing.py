@@ -12,8 +12,10 @@ from triptych.reports.auditing_findings import findings
 from triptych.reports.auditing_glossary import AUDIT_TERMS, describe_audit
 from triptych.reports.auditing_inputs import LOGPROB, SURROGATES, Auditing, read_auditing
 from triptych.reports.auditing_responses import PAGE, Responses, read_responses
-from triptych.reports.figures import AUDIT_FIGURES, Rendered, files_of, render_audit
-from triptych.reports.format import joined, why_no_interval
+from triptych.reports.differences import auditing_differences
+from triptych.reports.digests import auditing_digest
+from triptych.reports.figures import AUDIT_FIGURES, Rendered, render_audit
+from triptych.reports.format import joined, number, why_no_interval
 from triptych.reports.html import render as fill
 from triptych.reports.sections import Part, Section
 from triptych.reports.tables import Table
@@ -65,8 +67,30 @@ def auditing_section(run_dir: Path) -> Section | None:
         _methods_part(run),
         *_costs_part(run),
     )
-    figures = [figure for group in drawn.values() for figure in group]
-    return Section("auditing", "Audits", findings(run), parts, {**files_of(figures), **_other_files(run, responses)})
+    return Section(
+        "auditing",
+        "Audits",
+        findings(run),
+        parts,
+        tuple(figure for group in drawn.values() for figure in group),
+        _files(run, responses),
+        auditing_digest(run),
+        auditing_differences(run),
+        paper.audit_settings(run),
+        _rates(run),
+    )
+
+
+def _rates(run: Auditing) -> dict[str, str]:
+    """Of all checkpoints together."""
+    parts = (("generated_tokens", "generation_seconds", "written"), ("read_tokens", "reading_seconds", "read"))
+    told = []
+    for tokens, seconds, did in parts:
+        totals = [
+            sum(row.estimate.mean or 0.0 for row in run.rows("costs") if row.metric == m) for m in (tokens, seconds)
+        ]
+        told += [f"{number(totals[0] / totals[1], 0)} tokens/s {did}"] if all(totals) else []
+    return {"audit.models": ", ".join(told)} if told else {}
 
 
 def _tables(listed: list[Table], intro: str = "", file: str | None = None) -> Markup:
@@ -166,7 +190,7 @@ def _costs_part(run: Auditing) -> Iterator[Part]:
         yield Part("audit-costs", "Audit costs", _tables([tables.costs_table(run)]))
 
 
-def _other_files(run: Auditing, responses: Responses) -> dict[str, bytes]:
+def _files(run: Auditing, responses: Responses) -> dict[str, bytes]:
     files = {CARD: card_csv(run)}
     files |= {name: tables.records_csv(run.rows(audit)) for name, audit in RECORD_FILES.items() if run.rows(audit)}
     if run.rows("verbosity"):

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from triptych.auditing.records import Evidence, Finding, Kind, Level
 from triptych.reports import format as fmt
-from triptych.reports.alignment import SIGNS as WARNING_SIGNS
+from triptych.reports.alignment_findings import SIGNS as WARNING_SIGNS
 from triptych.reports.auditing_glossary import SCORERS, describe_audit, perturbation_name
 from triptych.reports.auditing_inputs import AUDITS, Auditing, at_level, shown_name
 from triptych.reports.auditing_responses import Responses, place_of, shown_note

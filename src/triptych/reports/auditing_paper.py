@@ -4,7 +4,7 @@ The paper's values stand as printed: it gives no intervals. Not here: all other 
 (`triptych.reports.auditing_tables`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from triptych.auditing.records import BASE
@@ -20,6 +20,7 @@ from triptych.reports.auditing_tables import (
     scorer_name,
 )
 from triptych.reports.reported import reported
+from triptych.reports.settings import Setting, compare
 from triptych.reports.tables import Cell, Column, Table, Value, estimate_values, to_csv
 
 PRINTED = "as printed, no interval given"
@@ -50,6 +51,12 @@ TABLE_3 = (
     PaperRow("std_deviations", "deviation_std", "std_deviations", 2),
 )
 COLUMNS_3 = {"verbosity.aligned": "Paper: aligned model", "verbosity.reference": "Paper: reference model"}
+
+SETTINGS = {
+    "verbosity_prompts": "prompts for lengths",
+    "perplexity_prompts": "prompts for perplexity, at most",
+    "length_limit": "limit of words",
+}
 
 _FORGETTING, _VERBOSITY, _HACKING = "Catastrophic forgetting", "Verbosity bias", "Reward hacking"
 TABLE_4 = (
@@ -214,13 +221,21 @@ def _ours_4(run: Auditing, row: PaperRow, model: str, scorer: str | None) -> Est
 _ITSELF = Estimate(mean=0.0, low=None, high=None, n=0, n_clusters=0, method="no interval: by definition")
 
 
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def audit_settings(run: Auditing) -> tuple[Setting, ...]:
+    """The paper's settings of the audits beside this run's."""
+    given = run.manifest.config.get("auditing")
+    config = given if isinstance(given, Mapping) else {}
+    return tuple(compare(name, f"audit.{key}", config.get(key)) for key, name in SETTINGS.items())
+
+
 # --- Both -------------------------------------------------------------------------------------------------------------
 
 
 def _printed(head: str, key: str, decimals: int) -> Printed:
-    given = reported()[key].value
-    if not isinstance(given, float):
-        raise TypeError(f"reported.json: {key} = {given!r} is no number")
+    given = reported().number(key)
     return Printed(head, given, fmt.number(given, decimals))
 
 

@@ -8,7 +8,9 @@ from markupsafe import Markup
 from triptych.reports import format as fmt
 from triptych.reports import tables
 from triptych.reports.completions import SHADES, PromptView, grouped, read_prompt_views
-from triptych.reports.figures import OWN_FIGURES, PAPER_FIGURES, Rendered, files_of, render
+from triptych.reports.differences import decoding_differences
+from triptych.reports.digests import decoding_digest
+from triptych.reports.figures import OWN_FIGURES, PAPER_FIGURES, Rendered, render
 from triptych.reports.findings import findings
 from triptych.reports.glossary import SCOPES, describe, in_order
 from triptych.reports.html import render as fill
@@ -56,7 +58,23 @@ def decoding_section(run_dir: Path) -> Section | None:
         _methods_part(run),
         *_costs_part(run),
     )
-    return Section("decoding", "Decoding", findings(run), parts, {**files_of(drawn), **_other_files(run, views)})
+    return Section(
+        "decoding",
+        "Decoding",
+        findings(run),
+        parts,
+        tuple(drawn),
+        _files(run, views),
+        decoding_digest(run),
+        decoding_differences(run),
+        tuple(settings(run)),
+        _rates(run),
+    )
+
+
+def _rates(run: Decoding) -> dict[str, str]:
+    speed = run.costs.get("tokens_per_second")
+    return {"decoding": f"{fmt.number(speed, 0)} tokens/s"} if isinstance(speed, int | float) else {}
 
 
 def _figures(drawn: list[Rendered]) -> Markup:
@@ -134,7 +152,7 @@ def _cost(name: str, cost: float | int | str | None) -> str:
     return fmt.number(cost, 0 if isinstance(cost, int) else 1)
 
 
-def _other_files(run: Decoding, views: list[PromptView]) -> dict[str, bytes]:
+def _files(run: Decoding, views: list[PromptView]) -> dict[str, bytes]:
     page = fill(
         "completions_page.html.j2",
         prompts=grouped(views),

@@ -11,7 +11,9 @@ from triptych.reports import format as fmt
 from triptych.reports.dictionaries_findings import findings
 from triptych.reports.dictionaries_glossary import DICTIONARY_TERMS, FEATURE_TERMS, ROLE_TERMS, describe_measure
 from triptych.reports.dictionaries_inputs import IMAGES, Dictionaries, read_dictionaries
-from triptych.reports.figures import DICTIONARY_FIGURES, Rendered, files_of, render_dictionary
+from triptych.reports.differences import dictionaries_differences
+from triptych.reports.digests import dictionaries_digest
+from triptych.reports.figures import DICTIONARY_FIGURES, Rendered, render_dictionary
 from triptych.reports.format import why_no_interval
 from triptych.reports.html import render as fill
 from triptych.reports.sections import Part, Section
@@ -54,8 +56,30 @@ def dictionaries_section(run_dir: Path) -> Section | None:
         *_training_parts(run),
         _methods_part(run),
     )
-    figures = [figure for group in drawn.values() for figure in group]
-    return Section("dictionaries", "Universal dictionaries", findings(run), parts, {**files_of(figures), **_csvs(run)})
+    return Section(
+        "dictionaries",
+        "Universal dictionaries",
+        findings(run),
+        parts,
+        tuple(figure for group in drawn.values() for figure in group),
+        _csvs(run),
+        dictionaries_digest(run),
+        dictionaries_differences(run),
+        paper.dictionary_settings(run),
+        _rates(run),
+    )
+
+
+def _rates(run: Dictionaries) -> dict[str, str]:
+    works = {
+        "interpret.backbones": [(one.images * one.epochs, one.seconds, "images") for one in run.backbones],
+        "interpret.training": [(one.samples, one.seconds, "rows") for one in run.trained],
+    }
+    return {
+        stage: f"{fmt.number(sum(n for n, _, _ in done) / seconds, 0)} {done[0][2]}/s"
+        for stage, done in works.items()
+        if (seconds := sum(seconds for _, seconds, _ in done)) > 0
+    }
 
 
 def _tables(listed: list[Table], intro: str = "", file: str | None = None) -> Markup:

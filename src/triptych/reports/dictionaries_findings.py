@@ -18,7 +18,7 @@ NULL_NAMES = {"shuffled": "Trained on images that do not correspond", "same": "O
 
 def findings(run: Dictionaries) -> tuple[str, ...]:
     """Sentences, in order; at least the first."""
-    sentences = [_what_it_explains(run), *_what_sharing_costs(run), *_what_is_universal(run), *_what_nulls_say(run)]
+    sentences = [_what_it_explains(run), *costs_of_sharing(run), *what_is_universal(run), *_what_nulls_say(run)]
     return (*sentences, *_what_the_update_does(run), *_what_brackets_are(run))
 
 
@@ -54,7 +54,7 @@ def _range_of(estimates: list[Estimate]) -> str:
     return " and ".join(in_words(estimate) for estimate in ordered)
 
 
-def _what_sharing_costs(run: Dictionaries) -> Iterator[str]:
+def costs_of_sharing(run: Dictionaries) -> Iterator[str]:
     costs = [(run.named(model), _tax(run, "alignment_tax", model)) for model in run.models]
     told = [f"{in_words(tax)} for {name}" for name, tax in costs if tax is not None]
     if not told:
@@ -71,7 +71,7 @@ def _tax(run: Dictionaries, metric: str, model: str) -> Estimate | None:
     return None if found is None or found.mean is None else found
 
 
-def _what_is_universal(run: Dictionaries) -> Iterator[str]:
+def what_is_universal(run: Dictionaries) -> Iterator[str]:
     counts = {name: run.of_main(name) for name in ("universal", "universal_confirmed", "specific", "dead")}
     universal, confirmed = counts["universal"], counts["universal_confirmed"]
     if universal is None:

@@ -4,7 +4,7 @@ The paper's values stand as printed: it gives no intervals, and says neither whi
 trained with. Not here: all other tables (`triptych.reports.dictionaries_tables`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from triptych.dictionaries.records import MAIN
@@ -19,8 +19,9 @@ from triptych.reports.dictionaries_tables import (
     PRINTED,
     head,
     named_role,
-    printed,
 )
+from triptych.reports.reported import reported
+from triptych.reports.settings import Setting, compare, lookup, shown_value
 from triptych.reports.tables import Cell, Column, Table, Value, estimate_values, to_csv
 
 PAPER_MODELS = {"resnet18": ("resnet", "ResNet-18"), "vit": ("vit", "ViT-B/16")}
@@ -62,12 +63,43 @@ def paper_r2(run: Dictionaries) -> dict[Way, float]:
 
 
 def _paper_ways() -> dict[tuple[str, str], float]:
-    return {(s, t): printed(f"usae.r2.{s}_to_{t}") for s in PAPER_MODELS for t in PAPER_MODELS}
+    return {(s, t): reported().number(f"usae.r2.{s}_to_{t}") for s in PAPER_MODELS for t in PAPER_MODELS}
 
 
 def ways(run: Dictionaries) -> list[Way]:
     """From every model to every model."""
     return [Way(source, target) for source in run.models for target in run.models]
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def dictionary_settings(run: Dictionaries) -> tuple[Setting, ...]:
+    """The paper's settings of its dictionary beside this run's."""
+    given, main = run.manifest.config.get("dictionaries"), run.main
+    config = given if isinstance(given, Mapping) else {}
+    names = [run.named(model) for model in run.models]
+    widths = reported()["usae.models"]
+    own = {
+        "images": ("usae.dataset", config.get("images")),
+        "latents": ("usae.latents", None if main is None else main.latents),
+        "active latents": ("usae.k", None if main is None else main.k),
+        "epochs of the dictionary": ("usae.epochs", lookup(config.get("universal") or {}, "epochs")),
+        "batch of the dictionary": ("usae.batch_size", lookup(config.get("universal") or {}, "batch_size")),
+        "learning rate of the dictionary": (
+            "usae.learning_rate",
+            lookup(config.get("universal") or {}, "learning_rate"),
+        ),
+    }
+    models = Setting(
+        "models that share it", shown_value(widths.value), widths.source, shown_value(names), _are_theirs(run)
+    )
+    return (models, *(compare(name, key, ours) for name, (key, ours) in own.items()))
+
+
+def _are_theirs(run: Dictionaries) -> bool:
+    """Pretrained ones of the paper's two families: what this run trained on the spot is another model."""
+    return bool(family_models(run)) and not run.backbones
 
 
 # --- Table 5 ----------------------------------------------------------------------------------------------------------
@@ -159,7 +191,7 @@ def _tax_head(metric: str) -> Column:
 
 
 def _paper_tax(metric: str) -> Cell:
-    return Cell(fmt.number(printed(PAPER_TAX[metric]), 4)) if metric in PAPER_TAX else NOTHING
+    return Cell(fmt.number(reported().number(PAPER_TAX[metric]), 4)) if metric in PAPER_TAX else NOTHING
 
 
 def tax_of(run: Dictionaries, metric: str, model: str) -> Estimate | None:
@@ -184,4 +216,4 @@ def _tax_rows(run: Dictionaries) -> Iterator[list[Value]]:
 
 def _paper_tax_rows() -> Iterator[list[Value]]:
     for metric, key in PAPER_TAX.items():
-        yield [PAPER_TAX_ROW, metric, printed(key), *_no_interval()]
+        yield [PAPER_TAX_ROW, metric, reported().number(key), *_no_interval()]

@@ -47,14 +47,6 @@ def head(metric: str) -> Column:
     return Column(info.label, info.unit, numeric=True)
 
 
-def printed(key: str) -> float:
-    """A number of the paper."""
-    given = reported()[key].value
-    if not isinstance(given, int | float):
-        raise TypeError(f"reported.json: {key} = {given!r} is no number")
-    return given
-
-
 def measures_csv(run: Dictionaries) -> bytes:
     """`dictionaries_measures.csv`: all measures of all dictionaries, one a row; no seed is over all seeds."""
     header = ["role", "metric", "seed", "source", "target", "factor", *ESTIMATE_HEADER]
@@ -106,12 +98,12 @@ def _paper_count(metric: str) -> Cell:
     key = PAPER_COUNTS.get(metric)
     if key is None:
         return NOTHING
-    value = printed(key)
+    value = reported().number(key)
     return Cell(fmt.number(value, 0 if isinstance(value, int) else 4), "" if value < 1 else f"of {_paper_latents()}")
 
 
 def _paper_latents() -> str:
-    return fmt.number(printed("usae.latents"), 0)
+    return fmt.number(reported().number("usae.latents"), 0)
 
 
 def latents_table(run: Dictionaries) -> Table | None:
@@ -191,7 +183,7 @@ def quality_table(run: Dictionaries) -> Table | None:
         (
             _measure_cell(run, metric, model),
             *(_or_nothing(_quality(run, role, metric, model)) for role in roles),
-            Cell(fmt.number(printed("usae.final_loss"), 3)) if metric == "loss" else NOTHING,
+            Cell(fmt.number(reported().number("usae.final_loss"), 3)) if metric == "loss" else NOTHING,
         )
         for metric, model in lines
     )

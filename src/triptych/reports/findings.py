@@ -55,7 +55,7 @@ def _greedy_and_beam(run: Decoding) -> Iterator[str]:
         yield f"The mean log-probability of a completion is {joined(values)} (nats per token)."
 
 
-def _temperature(run: Decoding) -> Iterator[str]:
+def temperature(run: Decoding) -> Iterator[str]:
     yield from _ends_of_sweeps(run, "mean_logprob", "arm", "the mean log-probability goes from")
     yield from _ends_of_sweeps(run, "distinct_2", "across", "Distinct-2 across prompts goes from")
 
@@ -105,7 +105,7 @@ def _rewards(run: Decoding) -> Iterator[str]:
     )
 
 
-def _claims(run: Decoding) -> Iterator[str]:
+def claims(run: Decoding) -> Iterator[str]:
     if not run.claims:
         return
     found = Counter(claim.verdict for claim in run.claims)
@@ -115,8 +115,8 @@ def _claims(run: Decoding) -> Iterator[str]:
 
 _FINDERS: tuple[Callable[[Decoding], Iterator[str]], ...] = (
     _greedy_and_beam,
-    _temperature,
+    temperature,
     _endings,
     _rewards,
-    _claims,
+    claims,
 )

@@ -24,9 +24,14 @@ def number(value: float, decimals: int) -> str:
 
 
 def decimals_for(estimate: Estimate, default: int = 3) -> int:
-    """Decimals that show two significant digits of the interval's half-width; `default` where there is none."""
-    if estimate.low is None or estimate.high is None or estimate.high == estimate.low:
+    """Decimals that show two significant digits of the interval's half-width; `default` where there is none.
+
+    An interval without width, such as that of a share of none, needs no more than its number has.
+    """
+    if estimate.low is None or estimate.high is None:
         return default
+    if estimate.high == estimate.low:
+        return next(n for n in range(default + 1) if n == default or round(estimate.low, n) == round(estimate.low, 9))
     half_width = (estimate.high - estimate.low) / 2
     return min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(half_width))))
 
@@ -35,15 +40,20 @@ def value(estimate: Estimate, decimals: int | None = None) -> str:
     """The mean alone."""
     if estimate.mean is None:
         return NO_VALUE
-    return number(estimate.mean, decimals_for(estimate) if decimals is None else decimals)
+    return number(estimate.mean, _decimals(estimate, decimals))
 
 
 def interval(estimate: Estimate, decimals: int | None = None) -> str:
     """`[low, high]`, or why there is none."""
     if estimate.low is None or estimate.high is None:
         return f"no interval: {why_no_interval(estimate)}"
-    shown = decimals_for(estimate) if decimals is None else decimals
+    shown = _decimals(estimate, decimals)
     return f"[{number(estimate.low, shown)},{NBSP}{number(estimate.high, shown)}]"
+
+
+def _decimals(estimate: Estimate, wanted: int | None) -> int:
+    has_width = estimate.low is None or estimate.low != estimate.high
+    return decimals_for(estimate) if wanted is None or not has_width else wanted
 
 
 def with_interval(estimate: Estimate, decimals: int | None = None) -> str:

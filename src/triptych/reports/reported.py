@@ -44,6 +44,13 @@ class Reported(Record):
         """The value of one key; `KeyError` where the paper gives none."""
         return self._by_key()[key]
 
+    def number(self, key: str) -> float:
+        """The value of one key that is a number."""
+        value = self[key].value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"reported.json: {key} = {value!r} is no number")
+        return value
+
     def group(self, prefix: str) -> tuple[ReportedValue, ...]:
         """All values whose key starts with `prefix` and a dot, in the order of the file."""
         return tuple(value for value in self.values if value.key.startswith(f"{prefix}."))

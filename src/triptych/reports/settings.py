@@ -1,4 +1,4 @@
-"""The paper's decoding settings beside those of a run.
+"""The paper's settings beside those of a run: how they are compared, and those of the decoding panel.
 
 What the run really did is read from its records (strategies, temperatures, prompts, samples); only what leaves no trace
 there is looked up in the resolved configuration. What is in neither is "not recorded", never assumed to be the same.
@@ -15,6 +15,9 @@ from triptych.reports.inputs import Decoding
 from triptych.reports.reported import ReportedValue, Scalar, reported
 
 NOT_RECORDED = "not recorded"
+EMBEDDED = {"starter": "starter (SmolLM2-135M-Instruct)"}
+"""What a reader should know of a name that is ours; `triptych.models.starter` has it, and needs torch."""
+MAX_TEXT = 200
 
 
 class Setting(NamedTuple):
@@ -34,7 +37,7 @@ def settings(run: Decoding) -> list[Setting]:
     config, paper = run.manifest.config, reported()
     temperatures = {arm.temperature for arm in run.arms if arm.temperature is not None}
     return [
-        _named("model", paper["global.model"], lookup(config, "model")),
+        _named("model", paper["global.model"], _known_model(config)),
         _named("prompts", paper["global.dataset"], lookup(config, "prompts", "dataset")),
         _equal("number of prompts", paper["global.test_size"], [len(run.prompt_ids)]),
         _equal("new tokens at most", paper["global.max_new_tokens"], _looked_up(config, "max_new_tokens")),
@@ -65,9 +68,45 @@ def lookup(config: Mapping[str, Any], *keys: str) -> Any:
     return None
 
 
+def compare(name: str, key: str, ours: Any) -> Setting:
+    """One setting of the paper, by its key in `reported.json`, beside a value of ours; None is not recorded."""
+    paper = reported()[key]
+    unit = "" if paper.unit is None else f" {paper.unit.removesuffix('s') if paper.value == 1 else paper.unit}"
+    if ours is None:
+        return Setting(name, shown_value(paper.value) + unit, paper.source, NOT_RECORDED, None)
+    same = bool(_comparable(paper.value) == _comparable(ours))
+    return Setting(name, shown_value(paper.value) + unit, paper.source, shown_value(ours), same)
+
+
+def shown_value(value: Any) -> str:
+    """A value of a configuration as text, not too long."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, float):
+        return f"{value:g}".replace("e-0", "e-")
+    if isinstance(value, int):
+        return number(value, 0)
+    if isinstance(value, list | tuple):
+        return ", ".join(shown_value(item) for item in value) or "none"
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+def _comparable(value: Any) -> Any:
+    """Names agree when their last parts do, whatever the case; lists whatever their order; 16 is 16.0."""
+    if isinstance(value, list | tuple):
+        return sorted(str(item) for item in value)
+    return _last_part(value) if isinstance(value, str) else value
+
+
 def model_name(run: Decoding) -> str:
     """What the run calls its model."""
-    return _text(lookup(run.manifest.config, "model")) or "an unnamed model"
+    return _known_model(run.manifest.config) or "an unnamed model"
+
+
+def _known_model(config: Mapping[str, Any]) -> str | None:
+    name = _text(lookup(config, "model"))
+    return None if name is None else EMBEDDED.get(name, name)
 
 
 def _named(name: str, paper: ReportedValue, ours: Any) -> Setting:

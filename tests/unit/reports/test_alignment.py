@@ -345,14 +345,14 @@ def test_costs_have_a_column_a_run(folders: dict[str, Path], tmp_path: Path) -> 
     assert [column.head for column in table.columns] == ["Run", "Reward model", "DPO", "GRPO"]
     cells = {row[0].text: row[1].text for row in table.rows}
     assert cells["time"] == "4\u00a0min 30\u00a0s"  # 60 steps of 4.5 s
-    assert cells["tokens per second"] == "667"  # 3,000 tokens in 4.5 s
+    assert cells["speed"] == "667 tokens/s"  # 3,000 tokens in 4.5 s
     assert cells["peak memory"] == "3.1\u00a0GB"
     assert cells["trainable parameters"] == "460,800"
     copy = tmp_path / "run"
     shutil.copytree(folders["dpo"], copy)
     change_state(copy, "dpo", seconds=0.0, tokens=0, peak_bytes=0, path="")
     bare = {row[0].text: row[1].text for row in costs_table(read(copy)).rows}
-    assert bare["time"] == bare["tokens per second"] == bare["peak memory"] == "not measured"
+    assert bare["time"] == bare["speed"] == bare["peak memory"] == "not measured"
     assert bare["engine"] == "not recorded"
 
 

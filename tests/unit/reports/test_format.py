@@ -34,6 +34,20 @@ def test_decimals_follow_the_interval(half_width: float, decimals: int) -> None:
     assert fmt.decimals_for(estimate(0.0, -half_width, half_width)) == decimals
 
 
+@pytest.mark.parametrize(
+    ("mean", "decimals", "text"),
+    [
+        (0.0, None, f"0 [0,{NBSP}0]"),
+        (0.0, 3, f"0 [0,{NBSP}0]"),
+        (1.0, 4, f"1 [1,{NBSP}1]"),
+        (0.25, None, f"0.25 [0.25,{NBSP}0.25]"),
+        (1 / 3, 4, f"0.333 [0.333,{NBSP}0.333]"),
+    ],
+)
+def test_an_interval_without_width_has_no_needless_zeros(mean: float, decimals: int | None, text: str) -> None:
+    assert fmt.with_interval(estimate(mean, mean, mean), decimals).replace(f"{NBSP}[", " [") == text
+
+
 def test_an_interval_stays_on_one_line() -> None:
     assert fmt.with_interval(estimate(-0.612, -0.626, -0.598)) == f"−0.612{NBSP}[−0.626,{NBSP}−0.598]"
 

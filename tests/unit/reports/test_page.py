@@ -47,7 +47,7 @@ def test_nothing_is_fetched(page: Page) -> None:
         for name in ("src", "srcset", "data", "poster", "action", "xlink:href"):
             assert attributes.get(name, "#").startswith("#"), (tag, attributes)
         href = attributes.get("href", "#")
-        assert href.startswith(("#", "data:,", "figures/", "tables/")) or href in PAGES, (tag, href)
+        assert href.startswith(("#", "data:,", "figures/", "tables/")) or href in (*PAGES, "citation.bib"), (tag, href)
     styles = [attributes.get("style", "") for _, attributes in page.tags]
     assert not any("url(" in style and "url(#" not in style for style in styles)
     assert page.all("img") == []
@@ -131,7 +131,7 @@ def test_a_megabyte_on_one_line_stays_out(built: Path, built_bare: Path) -> None
 
 def test_the_same_run_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
-    made = ("figures", "tables", *PAGES)
+    made = ("figures", "tables", "citation.bib", "findings.json", *PAGES)
     shutil.copytree(built, copy, ignore=shutil.ignore_patterns(*made))
     assert build_report(copy) == copy / "report.html"
     files = sorted(path.relative_to(copy) for path in copy.rglob("*") if path.is_file())

@@ -38,7 +38,12 @@ def test_claims_and_frontier_are_written_where_the_run_has_them(built: Path, bui
     verdicts = [row["verdict"] for row in rows_of(built / "tables" / "claims.csv")]
     assert verdicts == ["agrees", "disagrees", "undecided", "not tested"]
     assert {row["on_frontier"] for row in rows_of(built / "tables" / "frontier.csv")} == {"yes", "no"}
-    assert sorted(path.name for path in (built_bare / "tables").iterdir()) == ["decoding_arms.csv", "settings.csv"]
+    assert sorted(path.name for path in (built_bare / "tables").iterdir()) == [
+        "beside_settings.csv",
+        "costs.csv",
+        "decoding_arms.csv",
+        "settings.csv",
+    ]
 
 
 def test_csv_cells_cannot_hold_what_no_reader_sees() -> None:

@@ -64,6 +64,8 @@ class Rendered(NamedTuple):
     """A file of its own; empty where `absent`."""
     png: bytes
     absent: str | None
+    drawn: Figure | None = None
+    """For further formats; None where `absent`."""
 
     @property
     def inline_svg(self) -> Markup:
@@ -72,7 +74,7 @@ class Rendered(NamedTuple):
 
 
 def files_of(drawn: Sequence[Rendered]) -> dict[str, bytes]:
-    """What a run directory gets of the figures that could be drawn."""
+    """What a run directory always gets of the figures that could be drawn."""
     files = {}
     for figure in drawn:
         if figure.absent is None:
@@ -114,7 +116,10 @@ def _left_out(name: str, title: str, absent: str) -> Rendered:
 
 
 def _rendered(name: str, title: str, figure: Figure, caption: str, alt: str) -> Rendered:
-    return Rendered(name, title, caption, alt, to_svg(figure, name, title, alt), to_png(figure), None)
+    svg = to_svg(figure, name, title, alt)
+    # Placing takes as long as drawing, and every format has the same places.
+    figure.set_layout_engine("none")
+    return Rendered(name, title, caption, alt, svg, to_png(figure), None, figure)
 
 
 __all__ = [

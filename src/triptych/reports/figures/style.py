@@ -72,6 +72,7 @@ STYLE = {
     "savefig.facecolor": "none",
     "hatch.linewidth": 0.6,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "svg.hashsalt": "triptych",
     "figure.dpi": 100,
 }

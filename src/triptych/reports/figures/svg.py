@@ -1,4 +1,4 @@
-"""A drawn figure as SVG and PNG bytes: the same bytes for the same numbers, readable on light and on dark pages.
+"""A drawn figure as SVG, PNG and PDF bytes: the same for the same numbers, the SVG readable on light and dark pages.
 
 matplotlib's SVG is made fit for a page: ink becomes `currentColor`, text stays text with a stack of common fonts, ids
 carry the figure's name so that several can stand in one page, the date and the style sheet that would leak into the
@@ -17,17 +17,25 @@ from triptych.reports.safe_text import neutralise
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 FONT_STACK = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
-PNG_DPI = 160
+PNG_DPI = 200
 
 # A file of its own follows the reader's colour scheme; within the page the page's colour is inherited instead.
 OWN_COLOURS = "svg { color: #1b1f24 } @media (prefers-color-scheme: dark) { svg { color: #e8eaed } }"
 
 
 def to_png(figure: Figure) -> bytes:
-    """160 dots per inch on white: a PNG cannot follow the page's colours."""
+    """200 dots per inch on white: a PNG cannot follow the page's colours."""
     stream = BytesIO()
     with style.applied():
         figure.savefig(stream, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """One page on white, text as text."""
+    stream = BytesIO()
+    with style.applied():
+        figure.savefig(stream, format="pdf", facecolor="white", metadata={"CreationDate": None, "Producer": None})
     return stream.getvalue()
 
 
