@@ -123,6 +123,11 @@ class Streams:
         """Requests under way."""
         return len(self._sessions)
 
+    @property
+    def n_busy(self) -> int:
+        """Models that have something to do."""
+        return len(self._busy())
+
     def is_ready(self, name: str) -> bool:
         return name in self._served
 
