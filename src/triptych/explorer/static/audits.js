@@ -36,15 +36,15 @@ function summary(levels) {
   return h("ul", { class: "counts" }, ...LEVELS.map((level) => h("li", { class: level }, h("strong", {}, count(levels[level] ?? 0)), badge(level))));
 }
 
-function modelFilter(checkpoints, model, onchange) {
-  const control = select("model", [["", "All checkpoints"], ...checkpoints.map((name) => [name, name])], model, { onchange: (event) => onchange(event.target.value) });
-  return h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, field("Checkpoint", control));
+function modelFilter(models, model, onchange) {
+  const control = select("model", [["", "All"], ...models.map((name) => [name, name])], model, { onchange: (event) => onchange(event.target.value) });
+  return h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, field("Checkpoint or scorer", control));
 }
 
 export async function openFindings(ctx) {
   const card = await get("/audits", {}, ctx.signal);
   const place = h("div", { class: "results" });
-  const filter = modelFilter(card.checkpoints, ctx.query.get("model") ?? "", (model) => ctx.setQuery({ model }));
+  const filter = modelFilter([...new Set(card.findings.map((finding) => finding.model))], ctx.query.get("model") ?? "", (model) => ctx.setQuery({ model }));
   const draw = (query) => {
     const model = query.get("model") ?? "";
     filter.elements.model.value = model;
@@ -86,12 +86,14 @@ function facts(finding) {
   );
 }
 
-function scoreTable(scores) {
+function scoreTable({ scores, perturbation, model }) {
   if (!scores?.length) return null;
+  // Perturbed texts are compared with what was answered, others with the base's response to the same prompt.
+  const [first, second] = perturbation ? ["As answered", "Perturbed"] : ["Base", model];
   const changed = scores.some((one) => one.after !== null && one.after !== undefined);
   const line = ({ scorer, before, after }) =>
     h("tr", {}, h("th", { scope: "row" }, foreign(scorer)), h("td", { class: "number" }, figure(before)), changed ? [h("td", { class: "number" }, figure(after)), h("td", { class: "number" }, after === null || before === null ? "–" : figure(after - before))] : null);
-  const head = h("tr", {}, h("th", { scope: "col" }, "Scorer"), h("th", { scope: "col", class: "number" }, changed ? "As answered" : "Score"), changed ? [h("th", { scope: "col", class: "number" }, "Perturbed"), h("th", { scope: "col", class: "number" }, "Change")] : null);
+  const head = h("tr", {}, h("th", { scope: "col" }, "Scorer"), h("th", { scope: "col", class: "number" }, changed ? first : "Score"), changed ? [h("th", { scope: "col", class: "number" }, foreign(second)), h("th", { scope: "col", class: "number" }, "Change")] : null);
   return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Scores" }, h("table", {}, h("thead", {}, head), h("tbody", {}, ...scores.map(line))));
 }
 
@@ -100,19 +102,31 @@ function segmentsOf(segments, label) {
   return h("div", { class: "text", dir: "auto", tabindex: "0", role: "group", "aria-label": label }, ...segments.map(({ text, changed }) => (changed ? h("mark", {}, text) : text)));
 }
 
+function lengthOf(item) {
+  if (item.n_words === null || item.n_words === undefined) return "";
+  return ` · ${plural(item.n_words, "word")}, ${plural(item.n_tokens, "token")}${item.is_truncated ? ", cut off" : ""}`;
+}
+
+function evidenceTexts(item) {
+  const text = (title, ...nodes) => h("div", {}, h("h4", {}, title), ...nodes.flat());
+  const base = item.base_text;
+  if (item.segments)
+    return [base && text("As answered", block(base, { "aria-label": "Response as answered" })), text(["Perturbed: ", kindName(item.perturbation)], segmentsOf(item.segments, "Perturbed response"))];
+  return [text(foreign(item.model), block(item.text, { "aria-label": "Response" })), base && text("Base", block(base, { "aria-label": "The base's response" }))];
+}
+
 function evidenceItem(item, at) {
-  const name = foreign(item.model);
-  const answered = item.segments ? [h("h4", {}, "Perturbed: ", item.perturbation), segmentsOf(item.segments, "Perturbed response")] : null;
-  const base = item.base_text && item.base_text.text !== undefined ? [h("h4", {}, "The base's response"), ...[block(item.base_text, { "aria-label": "The base's response" })].flat()] : null;
+  const all = item.id === null || item.id === undefined ? null : h("p", {}, h("a", { href: `#/audits/response/${item.id}` }, "All checkpoints' responses to this prompt"));
   return h(
     "section",
     { class: "evidence", "aria-label": `Evidence ${at + 1}` },
     h("h3", {}, foreign(item.note || item.prompt_id)),
-    h("p", { class: "muted" }, name, ` · ${kindName(item.kind)} · `, foreign(item.prompt_id), ` · ${plural(item.n_words, "word")}, ${plural(item.n_tokens, "token")}`, item.is_truncated ? " · cut off" : ""),
+    h("p", { class: "muted" }, foreign(item.model), ` · ${kindName(item.kind)} · `, foreign(item.prompt_id), lengthOf(item)),
     ...[block(item.instruction, { class: "quote", "aria-label": "Prompt" })].flat(),
     item.input?.text ? [block(item.input, { class: "quote", "aria-label": "Input" })].flat() : null,
-    h("div", { class: "sides" }, h("div", {}, h("h4", {}, "The response of ", foreign(item.model)), ...[block(item.text, { "aria-label": "Response" })].flat()), answered ? h("div", {}, ...answered) : null, base ? h("div", {}, ...base) : null),
-    scoreTable(item.scores),
+    h("div", { class: "sides" }, ...evidenceTexts(item)),
+    scoreTable(item),
+    all,
   );
 }
 

@@ -7,7 +7,7 @@ import { hidePopover, showPopover } from "./popover.js";
 const PAD = { left: 52, right: 14, top: 14, bottom: 44 };
 const NEAR = 14; // pixels from a point that still mean it
 export const CLASSES = ["universal", "mid", "specific", "dead"];
-export const SHAPES = { universal: "●", mid: "◆", specific: "▲", dead: "×" };
+export const SHAPES = { universal: "●", mid: "■", specific: "▲", dead: "×" };
 
 /** The value of a colour variable as the browser resolved it: canvas knows no variables. */
 function colours(element) {
@@ -178,7 +178,8 @@ export function scatter({ data, chosen, isShown, onOpen, tip, label }) {
 
 /** Latents by firing entropy; a press on a bar gives its class. `other` are the counts of a null, drawn as an outline. */
 export function histogram({ edges, counts, other, otherName, thresholds, classOf, isShown, onPick, label }) {
-  const [width, height] = [480, 320];
+  // Drawn for the width it gets: a drawing that shrinks takes its letters with it.
+  const [width, height] = innerWidth < 600 ? [330, 260] : [480, 320];
   const most = Math.max(1, ...counts, ...(other ?? []));
   const [first, last] = [edges[0], edges[edges.length - 1]];
   const toX = (x) => PAD.left + ((x - first) / (last - first)) * (width - PAD.left - PAD.right);
@@ -213,14 +214,17 @@ export function histogram({ edges, counts, other, otherName, thresholds, classOf
 export function intervalScale({ mean, low, high, warn, severe, metric }) {
   const known = [mean, low, high, warn, severe].filter((x) => x !== null && x !== undefined && Number.isFinite(x));
   if (mean === null || mean === undefined || !known.length) return null;
-  const [width, height, pad] = [640, 92, 40];
+  const [width, height, pad] = innerWidth < 600 ? [330, 92, 40] : [640, 92, 40];
   const [least, most] = [Math.min(...known), Math.max(...known)];
   const room = 0.08 * (most - least || Math.abs(mean) || 1);
   const toX = (x) => pad + ((x - least + room) / (most - least + 2 * room)) * (width - 2 * pad);
-  const bound = (name, x) =>
-    x === null || x === undefined
-      ? null
-      : s("g", { class: `bound ${name}` }, s("line", { x1: toX(x), x2: toX(x), y1: 24, y2: 66 }), s("text", { x: toX(x), y: 16, "text-anchor": "middle" }, `${name === "warn" ? "warning" : "severe"} ${figure(x)}`));
+  const isSet = (x) => x !== null && x !== undefined;
+  const close = isSet(warn) && isSet(severe) && Math.abs(toX(warn) - toX(severe)) < 90; // their words would run into each other
+  const bound = (name, x) => {
+    if (!isSet(x)) return null;
+    const top = close && name === "severe" ? 26 : 12;
+    return s("g", { class: `bound ${name}` }, s("line", { x1: toX(x), x2: toX(x), y1: top + 6, y2: 66 }), s("text", { x: toX(x), y: top, "text-anchor": "middle" }, `${name === "warn" ? "warning" : "severe"} ${figure(x)}`));
+  };
   const text = (x, y) => s("text", { x: toX(x), y, "text-anchor": "middle" }, figure(x));
   const whisker = low === null || low === undefined ? null : [s("line", { class: "whisker", x1: toX(low), x2: toX(high), y1: 48, y2: 48 }), ...[low, high].map((x) => s("line", { class: "whisker", x1: toX(x), x2: toX(x), y1: 41, y2: 55 }))];
   const spoken = `${metric}: ${figure(mean)}${low === null || low === undefined ? "" : `, interval ${figure(low)} to ${figure(high)}`}${warn === null ? "" : `; a warning from ${figure(warn)}, severe from ${figure(severe)}`}`;

@@ -4,7 +4,7 @@
 import { get } from "./api.js";
 import { CLASSES, SHAPES, histogram, scatter } from "./charts.js";
 import { add, button, count, field, fill, foreign, h, link, message, number, percent, plural, select } from "./dom.js";
-import { followRow, listAddress, pagedList, rowKeys, sortHead } from "./lists.js";
+import { followRow, listAddress, moreFilters, pagedList, rowKeys, sortHead } from "./lists.js";
 
 const DEFAULTS = { sort: "latent", order: "asc" };
 const SORTS = [["latent", "Number"], ["entropy", "Firing entropy"], ["co_fires", "Fires in all models"], ["fires", "Fires in any model"], ["label_auroc", "AUROC of the label"]];
@@ -15,6 +15,7 @@ const MEANING = {
   dead: "never fires",
 };
 const THUMB = 64;
+const GALLERY = 24;
 
 function classBadge(cls) {
   return h("span", { class: `cls ${cls}` }, h("span", { "aria-hidden": "true" }, `${SHAPES[cls]} `), cls);
@@ -28,7 +29,7 @@ function picture(image, alt, props = {}) {
   return h("img", { src: imageUrl(image), alt, width: THUMB, height: THUMB, loading: "lazy", decoding: "async", ...props });
 }
 
-function filterForm(overview) {
+function filterForm(ctx, overview) {
   const factors = h("select", { name: "factor" }, h("option", { value: "" }, "Any"), ...overview.factors.map(({ name }) => h("option", { value: name }, name)));
   const values = h("select", { name: "value" });
   const fillValues = () => {
@@ -42,6 +43,8 @@ function filterForm(overview) {
     "form",
     { class: "filters", role: "search", "aria-label": "Filter the latents" },
     field("Label or factor", h("input", { type: "search", name: "q", maxlength: "200", autocomplete: "off", spellcheck: "false", data: { search: "" }, placeholder: "star, shape …" }), { class: "field wide" }),
+    moreFilters(
+    ctx,
     field("Class", select("cls", [["", "All"], ...CLASSES.map((cls) => [cls, `${cls} (${count(overview.classes[cls])})`])], "")),
     field("Against chance", select("confirmed", [["", "All"], ["true", "confirmed"], ["false", "not confirmed"]], "")),
     field("Factor", factors),
@@ -50,6 +53,7 @@ function filterForm(overview) {
     field("Pictures", select("pictured", [["", "All"], ["true", "with large pictures"], ["false", "without"]], "")),
     field("Sort by", select("sort", SORTS, DEFAULTS.sort)),
     field("Order", select("order", [["asc", "ascending"], ["desc", "descending"]], DEFAULTS.order)),
+    ),
   );
   factors.addEventListener("change", fillValues);
   fillValues();
@@ -71,13 +75,13 @@ function row(item, models) {
   return h(
     "tr",
     { data: { row: item.latent }, onclick: followRow },
-    h("th", { scope: "row", "data-head": "Latent" }, h("a", { href: `#/concepts/${item.latent}`, data: { key: `row:${item.latent}` } }, `${item.latent}`)),
+    h("th", { scope: "row", class: "name", "data-name": "Latent" }, h("a", { href: `#/concepts/${item.latent}`, data: { key: `row:${item.latent}` } }, `${item.latent}`)),
     h("td", { "data-head": "Class" }, classBadge(item.cls), item.confirmed ? h("small", {}, "✓ confirmed") : null),
     h("td", { class: "number", "data-head": "Entropy" }, number(item.entropy)),
     ...models.map((model) => h("td", { class: "number", "data-head": `Fires, ${model}` }, count(item.fires[model]))),
     h("td", { class: "number", "data-head": "In all" }, count(item.co_fires)),
-    h("td", { "data-head": "Label" }, label),
-    h("td", { "data-head": "Top images" }, thumbnails(item, models)),
+    h("td", { class: "whole", "data-head": "Label" }, label),
+    h("td", { class: "whole", "data-head": "Top images" }, thumbnails(item, models)),
   );
 }
 
@@ -107,6 +111,21 @@ function classChips(overview, list) {
       }),
     );
   return { place, draw };
+}
+
+/** The latents with large pictures: what one came to see. */
+function gallery(overview, items) {
+  if (!items.length) return null;
+  const strip = (model, urls) => h("span", { class: "strip" }, ...urls.map((url, at) => picture(url, `${model}, image ${at + 1}`, { class: "thumb" })));
+  const card = (item) =>
+    h(
+      "li",
+      { class: "tile" },
+      h("h3", {}, h("a", { href: `#/concepts/${item.latent}` }, `Latent ${item.latent}`), " ", h("small", {}, classBadge(item.cls))),
+      ...overview.models.filter((model) => item.thumbnails[model]?.length).map((model) => h("div", { class: "strips" }, h("small", {}, foreign(model)), strip(model, item.thumbnails[model]))),
+      h("p", {}, item.label ? foreign(item.label) : "no label"),
+    );
+  return [h("h2", {}, "Latents with pictures"), h("ul", { class: "tiles gallery" }, ...items.map(card))];
 }
 
 function summary(overview) {
@@ -163,8 +182,12 @@ function histogramFigure(overview, state, list) {
 }
 
 export async function openLatents(ctx) {
-  const [overview, data] = await Promise.all([get("/concepts", {}, ctx.signal), get("/concepts/scatter", {}, ctx.signal)]);
-  const { form, fillValues } = filterForm(overview);
+  const [overview, data, pictured] = await Promise.all([
+    get("/concepts", {}, ctx.signal),
+    get("/concepts/scatter", {}, ctx.signal),
+    get("/concepts/latents", { pictured: true, size: GALLERY }, ctx.signal),
+  ]);
+  const { form, fillValues } = filterForm(ctx, overview);
   const state = { cls: ctx.query.get("cls") ?? "" };
   // The values on offer depend on the factor: they must be there before the address is put into the form.
   form.elements.factor.value = ctx.query.get("factor") ?? "";
@@ -196,11 +219,12 @@ export async function openLatents(ctx) {
       h("p", { class: "lead" }, `${plural(overview.n, "latent")} shared by ${overview.models.length} models; ${count(overview.confirmed)} of the universal ones fire together more often than chance would have it.`),
       chips.place,
       h("div", { class: "figures" }, points.element, bars.element),
+      gallery(overview, pictured.rows),
       h("h2", {}, "Latents"),
       list.element,
       overview.summary.length ? h("h2", {}, "What the dictionary is worth") : null,
       summary(overview),
-    ].filter(Boolean),
+    ].flat().filter(Boolean),
     keys: rowKeys(list.results),
     update(query) {
       form.elements.factor.value = query.get("factor") ?? "";

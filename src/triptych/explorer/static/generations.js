@@ -3,11 +3,11 @@
 
 import { get } from "./api.js";
 import { add, block, button, count, field, fill, foreign, h, link, number, plural, select } from "./dom.js";
-import { focusedRow, followRow, listAddress, pagedList, rowKeys, sortHead } from "./lists.js";
+import { focusedRow, followRow, listAddress, moreFilters, pagedList, rowKeys, sortHead } from "./lists.js";
 import { legend, tokensOf } from "./tokens.js";
 
 const DEFAULTS = { sort: "row", order: "asc" };
-const SORTS = [["row", "Order of the file"], ["mean_logprob", "Mean log-probability"], ["n_tokens", "Tokens"], ["reward", "Reward"], ["temperature", "Temperature"]];
+const SORTS = [["row", "File order"], ["mean_logprob", "Mean log-probability"], ["n_tokens", "Tokens"], ["reward", "Reward"], ["temperature", "Temperature"]];
 const STOPS = { eos: "end of text", length: "length limit", repeat: "repeats itself", marker: "marker" };
 const PAIR = 2;
 
@@ -21,7 +21,7 @@ function options(facets, nothing, name = (value) => value) {
   return [["", nothing], ...facets.map(({ value, label, n }) => [value, `${label ?? name(value)} (${count(n)})`])];
 }
 
-function filterForm(facets) {
+function filterForm(ctx, facets) {
   const { score } = facets;
   const bounds = score.low === null ? "" : `${number(score.low)} to ${number(score.high)}`;
   const bound = (name, text) => field(text, h("input", { type: "number", name, step: "any", placeholder: bounds ? bounds.split(" to ")[name === "min_score" ? 0 : 1] : null }));
@@ -29,6 +29,9 @@ function filterForm(facets) {
     "form",
     { class: "filters", role: "search", "aria-label": "Filter the generations" },
     field("Text contains", h("input", { type: "search", name: "q", maxlength: "200", autocomplete: "off", spellcheck: "false", data: { search: "" }, placeholder: "in prompt or completion" }), { class: "field wide" }),
+    field("Prompt", h("input", { type: "search", name: "prompt_id", maxlength: "200", autocomplete: "off", spellcheck: "false", placeholder: "its id" }), { class: "field half" }),
+    moreFilters(
+    ctx,
     field("Strategy", select("strategy", options(facets.arms, "All"))),
     field("Temperature", select("temperature", options(facets.temperatures, "All", (t) => (t === null || t === "none" ? "none" : String(t))))),
     field("Category", select("category", options(facets.categories, "All"))),
@@ -37,12 +40,13 @@ function filterForm(facets) {
     bound("max_score", `${scoreName(score.name)} to`),
     field("Sort by", select("sort", SORTS, DEFAULTS.sort)),
     field("Order", select("order", [["asc", "ascending"], ["desc", "descending"]], DEFAULTS.order)),
-    field("Prompt", h("input", { type: "search", name: "prompt_id", maxlength: "200", autocomplete: "off", spellcheck: "false", placeholder: "its id" })),
+    ),
   );
 }
 
+/** A run that scored its completions is filtered by the reward, which has a name of its own. */
 function scoreName(name) {
-  return name === "mean_logprob" ? "Mean log-prob." : name === "reward" ? "Reward" : name;
+  return name === "mean_logprob" ? "Log-prob." : "Reward";
 }
 
 function toggle(id, refresh) {
@@ -89,7 +93,7 @@ function table(answer, list, onToggle) {
     h("th", { scope: "col" }, "Completion and prompt"),
     h("th", { scope: "col" }, "Strategy"),
     h("th", { scope: "col" }, "Category"),
-    sortHead(list, "mean_logprob", "Mean log-prob.", { class: "number" }),
+    sortHead(list, "mean_logprob", "Log-prob.", { class: "number" }),
     sortHead(list, "n_tokens", "Tokens", { class: "number" }),
     list.hasReward ? sortHead(list, "reward", "Reward", { class: "number" }) : null,
     h("th", { scope: "col" }, "Stopped by"),
@@ -107,14 +111,14 @@ export async function openGenerations(ctx) {
   };
   const onToggle = (id) => toggle(id, refreshBoxes);
   const list = pagedList(ctx, {
-    form: filterForm(facets),
+    form: filterForm(ctx, facets),
     defaults: DEFAULTS,
     load: (params, signal) => get("/generations", params, signal),
     draw: (answer) => table(answer, list, onToggle),
     noun: ["generation"],
     empty: "No generation passes these filters. Take one of them back.",
   });
-  list.hasReward = facets.score.name === "reward";
+  list.hasReward = facets.score.name !== "mean_logprob";
   const compare = compareBar(bar, ctx, onToggle);
   compare.draw();
   await list.refresh();
@@ -145,7 +149,7 @@ function fact(name, value) {
 }
 
 function facts(item) {
-  const params = Object.entries(item.params ?? {}).map(([name, value]) => `${name} = ${value}`);
+  const params = Object.entries(typeof item.params === "string" ? JSON.parse(item.params) : item.params).map(([name, value]) => `${name} = ${value}`);
   return h(
     "dl",
     { class: "facts" },

@@ -13,6 +13,15 @@ export function listAddress(path) {
   return addresses.get(path) ?? `#${path}`;
 }
 
+const wide = matchMedia("(min-width: 48.01rem)");
+
+/** Filters that fold away on a phone, where they would stand before what they filter. */
+export function moreFilters(ctx, ...fields) {
+  const details = h("details", { class: "more", open: wide.matches }, h("summary", {}, "Filters and order"), h("div", { class: "filters" }, ...fields));
+  wide.addEventListener("change", () => (details.open = wide.matches), { signal: ctx.signal });
+  return details;
+}
+
 /** Runs the latest of several questions: an earlier one is aborted, its answer never arrives. */
 export function latest(signal) {
   let controller = null;

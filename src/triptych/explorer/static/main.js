@@ -41,6 +41,7 @@ const SLOW = 150; // milliseconds before "Loading": sooner it would only flicker
 const main = document.getElementById("main");
 let run = null;
 let current = null; // {path, page, controller}
+let isFirst = true;
 let entry = null; // the history entry in view
 const left = new Map(); // history entry → where it was left: {y, key}
 
@@ -89,7 +90,9 @@ function showMissing(page) {
 function settle(back) {
   const kept = back ? left.get(entry) : null;
   const target = kept?.key ? main.querySelector(`[data-key="${CSS.escape(kept.key)}"]`) : null;
-  (target ?? main.querySelector("h1") ?? main).focus({ preventScroll: true });
+  // A page that was just loaded is read from its top, the skip link first, as any other page is.
+  if (!isFirst) (target ?? main.querySelector("h1") ?? main).focus({ preventScroll: true });
+  isFirst = false;
   scrollTo({ top: kept?.y ?? 0, behavior: "instant" });
 }
 
@@ -101,8 +104,9 @@ function enter() {
   return known;
 }
 
+/** Nothing while a page comes: what is in view then is not yet what belongs to the entry. */
 function remember() {
-  if (entry) left.set(entry, { y: scrollY, key: document.activeElement?.closest?.("[data-key]")?.dataset.key });
+  if (entry && !main.hasAttribute("aria-busy")) left.set(entry, { y: scrollY, key: document.activeElement?.closest?.("[data-key]")?.dataset.key });
 }
 
 function leave() {

@@ -172,6 +172,7 @@ export async function openPlayground(ctx) {
   const out = h("div", { class: "output" });
   const status = h("p", { class: "status", "aria-live": "off" });
   const alert = h("div", {});
+  const stage = h("section", { class: "stage", "aria-label": "What the models write" }, h("div", { class: "stagehead" }, status, legend()), out);
   const note = () => ctx.noteQuery(toParams(read()));
   const { form, read, drawModels } = createForm(info, state, note);
   let controller = null;
@@ -197,6 +198,7 @@ export async function openPlayground(ctx) {
     setRunning(true);
     begun = performance.now();
     streams.begin(begun);
+    if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView({ block: "start" }); // below the form, on a phone
     try {
       await stream("/playground/generate", request(state), AbortSignal.any([ctx.signal, own.signal]), streams.take);
       streams.finish();
@@ -257,7 +259,7 @@ export async function openPlayground(ctx) {
     title: "Playground",
     body: [
       h("h1", { tabindex: "-1" }, "Playground"),
-      h("div", { class: "play" }, form, h("section", { class: "stage", "aria-label": "What the models write" }, h("div", { class: "stagehead" }, status, legend()), out)),
+      h("div", { class: "play" }, form, stage),
     ],
     keys: {
       "Ctrl+Enter": { does: "Run (within the form)", run: () => false },

@@ -3,10 +3,10 @@
 
 import { get } from "./api.js";
 import { block, count, field, figure, foreign, h, link, number, plural, select } from "./dom.js";
-import { followRow, listAddress, pagedList, rowKeys, sortHead } from "./lists.js";
+import { followRow, listAddress, moreFilters, pagedList, rowKeys, sortHead } from "./lists.js";
 
 const DEFAULTS = { sort: "row", order: "asc" };
-const SORTS = [["row", "Order of the file"], ["n_tokens", "Tokens"], ["n_words", "Words"]];
+const SORTS = [["row", "File order"], ["n_tokens", "Tokens"], ["n_words", "Words"]];
 
 /** "no_input" → "no input" */
 export function kindName(kind) {
@@ -17,16 +17,19 @@ function plain(names, nothing, name = (value) => value) {
   return [["", nothing], ...names.map((one) => (typeof one === "object" ? [one.value, `${name(one.value)} (${count(one.n)})`] : [one, name(one)]))];
 }
 
-function filterForm(card) {
+function filterForm(ctx, card) {
   return h(
     "form",
     { class: "filters", role: "search", "aria-label": "Filter the responses" },
     field("Text contains", h("input", { type: "search", name: "q", maxlength: "200", autocomplete: "off", spellcheck: "false", data: { search: "" }, placeholder: "in prompt or response" }), { class: "field wide" }),
+    moreFilters(
+    ctx,
     field("Checkpoint", select("model", plain(card.checkpoints, "All"))),
     field("Kind", select("kind", plain(card.kinds, "All", kindName))),
     card.categories?.length ? field("Category", select("category", plain(card.categories, "All"))) : null,
     field("Sort by", select("sort", SORTS, DEFAULTS.sort)),
     field("Order", select("order", [["asc", "ascending"], ["desc", "descending"]], DEFAULTS.order)),
+    ),
   );
 }
 
@@ -59,7 +62,7 @@ function table(answer, list) {
 export async function openResponses(ctx) {
   const card = await get("/audits", {}, ctx.signal);
   const list = pagedList(ctx, {
-    form: filterForm(card),
+    form: filterForm(ctx, card),
     defaults: DEFAULTS,
     load: (params, signal) => get("/audits/responses", params, signal),
     draw: (answer) => table(answer, list),

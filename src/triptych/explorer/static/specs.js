@@ -11,6 +11,13 @@ export function parseSpec(spec, known) {
   return { name, values };
 }
 
+/** "top_p:p=0.9,temperature=1.0" for the eye: "top-p · p 0.9 · temperature 1" */
+export function shownSpec(spec) {
+  const [name, rest = ""] = spec.split(/:(.*)/s);
+  const pairs = rest.split(",").filter(Boolean).map((pair) => pair.replace("=", " ").replace(/\.0$/, "").replaceAll("_", " "));
+  return [name.replaceAll("_", "-"), ...pairs].join(" · ");
+}
+
 export function formatSpec({ name, values }) {
   const pairs = Object.entries(values).map(([key, value]) => `${key}=${value}`);
   return pairs.length ? `${name}:${pairs.join(",")}` : name;

@@ -2,6 +2,7 @@
 // frame. Not here: the connection (api.js), the form (playground.js).
 
 import { announce, fill, foreign, h, number, plural } from "./dom.js";
+import { shownSpec } from "./specs.js";
 import { BeamTree, drawTree } from "./tree.js";
 import { tokenText } from "./tokens.js";
 
@@ -10,9 +11,9 @@ const TREE_PAUSE = 200; // milliseconds between drawings of a growing tree
 
 function plainCard(start, titles) {
   const title = titles[start.model] ?? start.model;
-  const text = tokenText(`Tokens of ${title}, ${start.label}`);
+  const text = tokenText(`Tokens of ${title}, ${shownSpec(start.label)}`);
   const facts = h("p", { class: "muted facts-line" }, "waiting …");
-  const element = h("article", { class: "stream", data: { stream: start.stream } }, h("h3", {}, foreign(title), " ", h("small", {}, foreign(start.label))), text.element, facts);
+  const element = h("article", { class: "stream", data: { stream: start.stream } }, h("h3", {}, foreign(title), " ", h("small", {}, foreign(shownSpec(start.label)))), text.element, facts);
   return { element, text, facts, n: 0 };
 }
 
@@ -47,7 +48,7 @@ function searchCard(start, titles) {
   const card = plainCard(start, titles);
   const tree = new BeamTree();
   const place = h("div", { class: "treebox", tabindex: "0", role: "group", "aria-label": "Search tree" });
-  const details = h("details", { open: true }, h("summary", {}, "Search tree"), h("p", { class: "muted small" }, "One reads down: forks stand before the row that went on. Numbers are scores (sums of log-probabilities; more is better)."), place);
+  const details = h("details", { open: true }, h("summary", {}, "Search tree"), h("p", { class: "muted small" }, "Read it down: rows that are set in are branches that were tried at a fork; the row below them went on. Numbers are scores: the more, the better."), place);
   card.element.append(details);
   const growing = h("span", { class: "growing" });
   card.text.element.append(growing);

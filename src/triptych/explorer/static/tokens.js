@@ -67,7 +67,7 @@ export function tokenBox(token) {
         ? null
         : h("div", {}, h("dt", {}, "Kept"), h("dd", {}, `${token.kept_count} ${token.kept_count === 1 ? "token" : "tokens"}, ${percent(token.kept_mass)} of the mass`)),
     ),
-    token.alternatives?.length ? h("ol", { class: "alternatives" }, ...token.alternatives.map((one, at) => alternativeRow(one, at === mark))) : null,
+    token.alternatives?.length ? h("ol", { class: token.alternatives.every(({ kept }) => kept) ? "alternatives" : "alternatives some" }, ...token.alternatives.map((one, at) => alternativeRow(one, at === mark))) : null,
   ];
 }
 

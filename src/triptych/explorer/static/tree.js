@@ -124,7 +124,7 @@ function branchRows(tree, ranks, start) {
     const chain = chainFrom(tree, trunk);
     const isDead = (node) => tree.childrenOf(node).length === 0 && !ranks.has(node);
     const [dead, grown] = [others.filter(isDead), others.filter((node) => !isDead(node))];
-    const nested = [...grown.map((node) => h("li", {}, h("ol", {}, ...branchRows(tree, ranks, [node])))), dead.length ? droppedRow(tree, dead) : null].filter(Boolean);
+    const nested = [...grown.map((node) => h("li", { class: "group" }, h("ol", {}, ...branchRows(tree, ranks, [node])))), dead.length ? droppedRow(tree, dead) : null].filter(Boolean);
     // The forks of this place come before the trunk goes on: one reads down the trunk past them.
     if (nested.length) rows.push(h("li", { class: "forks" }, h("ol", {}, ...nested)));
     rows.push(h("li", { class: "trunk" }, rowOf(tree, ranks, chain)));
