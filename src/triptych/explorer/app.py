@@ -80,6 +80,7 @@ def create_app(
         # Their pages load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         responses=PROBLEMS,
         dependencies=[Depends(refuse_unknown_parameters)],
         exception_handlers={TriptychError: _failed, HTTPException: _refused, RequestValidationError: _invalid},

@@ -57,9 +57,11 @@ class Guard:
         self._app, self._hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
-            # No web sockets; `lifespan` is the server's own.
-            return await self._app(scope, receive, send) if scope["type"] == "lifespan" else None
+            # The server's own: that it starts and ends.
+            return await self._app(scope, receive, send)
         answer = _Answer(send, is_api=scope["path"].startswith("/api"))
         refusal = refused(scope["method"], _headers(scope), self._hosts)
         if refusal is not None:
