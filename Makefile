@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: study test bench lint help clean
+.PHONY: study test bench lint docs help clean
 
 study: $(VENV)/.ready ## run the study of the starter recipe; ARGS="--recipe smoke --set a.b=c" goes to `triptych study`
 	@$(BIN)/triptych study $(ARGS)
@@ -34,13 +34,17 @@ lint: $(VENV)/.ready-dev ## linter, format and types alone
 	@echo "== ruff format"; $(BIN)/ruff format --check
 	@echo "== mypy";        $(BIN)/mypy
 
+docs: $(VENV)/.ready-dev ## the documentation as a website in site/; ARGS go to `mkdocs build`
+	@NO_MKDOCS_2_WARNING=true DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo site/index.html
+
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
 	    printf '  make %-6s %s\n' "$$name" "$$what"; \
 	done
 
 clean: ## remove the virtual environment and everything built; runs are kept
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted set-up is simply done again. It is redone only when the requirements change.
