@@ -6,7 +6,8 @@ A reward has TRL's signature, so that functions written for TRL work here:
 
 `columns` are the data's further columns, one value a completion. None says "I cannot score this one", which is not 0. A
 function without `**columns` is given what it asks for and no more. Whatever a function does wrong is told in one
-sentence that names it, the line and the completion. Not here: reward models, which are another matter.
+sentence that names it, the line and the completion. Not here: reward models
+themselves (`rewards`); what they are called is.
 """
 
 import importlib
@@ -23,6 +24,9 @@ from triptych.data.answer_checks import answer_score
 from triptych.errors import ConfigError, MissingInputError, TriptychError, suggestion
 from triptych.metrics import distinct_n, words
 from triptych.records import Prompt
+
+OWN = "reward_model"
+"""The name of the reward model that a run trained itself."""
 
 BREVITY_SCALE = 50.0
 """Words that cost 1: the paper's length limit."""
@@ -142,6 +146,19 @@ def parse_reward(spec: str) -> RewardPlace:
     if not name.isidentifier() or (colon and not place):
         raise ConfigError(f"reward '{spec}' is malformed: {FORMS}")
     return RewardPlace(place or None, name, _weight(weight, spec) if equals else 1.0)
+
+
+def reward_name(spec: str) -> str:
+    """What the reward of a spec is called, reward models included. Raises `ConfigError` for a malformed one."""
+    if not is_reward_model(spec):
+        return parse_reward(spec).name
+    name = spec.partition("=")[0]
+    return OWN if name == OWN else Path(name.removeprefix("model:")).name
+
+
+def is_reward_model(spec: str) -> bool:
+    """Whether a spec names a reward model: the run's own, or that of a folder."""
+    return spec.partition("=")[0] == OWN or spec.startswith("model:")
 
 
 def _weight(text: str, spec: str) -> float:

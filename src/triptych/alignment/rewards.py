@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.alignment.reward_functions import NamedReward, load_reward_functions, parse_reward
+from triptych.alignment.reward_functions import (
+    OWN,
+    NamedReward,
+    is_reward_model,
+    load_reward_functions,
+    reward_name,
+)
 from triptych.errors import ConfigError
 from triptych.models import load_reward_model
-
-OWN = "reward_model"
 
 
 def load_rewards(specs: Sequence[str], *, own: Path | None, device: str) -> list[NamedReward]:
@@ -15,8 +19,8 @@ def load_rewards(specs: Sequence[str], *, own: Path | None, device: str) -> list
 
     Raises `ConfigError` for an unknown name, for `reward_model` where there is none, and for two of one name.
     """
-    functions = iter(load_reward_functions([spec for spec in specs if not _is_model(spec)]))
-    rewards = [_reward_model(spec, own, device) if _is_model(spec) else next(functions) for spec in specs]
+    functions = iter(load_reward_functions([spec for spec in specs if not is_reward_model(spec)]))
+    rewards = [_reward_model(spec, own, device) if is_reward_model(spec) else next(functions) for spec in specs]
     names = [reward.name for reward in rewards]
     if repeated := [spec for spec, name in zip(specs, names, strict=True) if names.count(name) > 1]:
         raise ConfigError(
@@ -24,18 +28,6 @@ def load_rewards(specs: Sequence[str], *, own: Path | None, device: str) -> list
             "figures could not be told apart: leave one out"
         )
     return rewards
-
-
-def reward_name(spec: str) -> str:
-    """What the reward of a spec is called. Raises `ConfigError` for a malformed one."""
-    if not _is_model(spec):
-        return parse_reward(spec).name
-    name = spec.partition("=")[0]
-    return OWN if name == OWN else Path(name.removeprefix("model:")).name
-
-
-def _is_model(spec: str) -> bool:
-    return spec.partition("=")[0] == OWN or spec.startswith("model:")
 
 
 def _reward_model(spec: str, own: Path | None, device: str) -> NamedReward:

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from triptych.alignment.encoding import Template
 from triptych.alignment.plan import AlignmentConfig
-from triptych.alignment.rewards import reward_name
+from triptych.alignment.reward_functions import reward_name
 from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.records import BASE
 from triptych.auditing.thresholds import Thresholds

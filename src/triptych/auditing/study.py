@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from triptych.alignment.plan import AlignmentConfig
-from triptych.alignment.reward_functions import NamedReward
-from triptych.alignment.rewards import load_rewards, reward_name
+from triptych.alignment.reward_functions import NamedReward, reward_name
+from triptych.alignment.rewards import load_rewards
 from triptych.alignment.state import STATE
 from triptych.auditing.card import report_card
 from triptych.auditing.checkpoints import Checkpoint, find_checkpoints, folders_of, load_checkpoint, seen_in_training

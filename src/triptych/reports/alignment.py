@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from triptych.alignment.state import Warned
 from triptych.reports import alignment_tables as tables
 from triptych.reports import format as fmt
@@ -21,13 +19,13 @@ from triptych.reports.alignment_findings import (
 )
 from triptych.reports.alignment_inputs import Alignment, TrainingRun, read_alignment
 from triptych.reports.digests import alignment_digest
-from triptych.reports.figures import TRAINING_FIGURES, render_training
+from triptych.reports.figures import TRAINING_FIGURES, render
 from triptych.reports.figures.training import shown
 from triptych.reports.glossary import TRAINING
 from triptych.reports.html import render as fill
+from triptych.reports.html import render_figures, render_tables
 from triptych.reports.sections import Part, Section
 from triptych.reports.settings import Setting
-from triptych.reports.tables import Table
 
 MAX_WARNINGS = 12
 """Shown at once; the rest of a run's stand in a fold."""
@@ -61,16 +59,16 @@ def alignment_section(run_dir: Path) -> Section | None:
     run = read_alignment(run_dir)
     if run is None:
         return None
-    drawn = [render_training(spec, run) for spec in TRAINING_FIGURES if spec.method in run.runs]
+    drawn = [render(spec, run) for spec in TRAINING_FIGURES if spec.method in run.runs]
     parts = (
         _brief_part(run),
         _warnings_part(run),
         *_results_part(run),
         *_paper_part(run),
-        Part("curves", "Training curves", fill("figures.html.j2", figures=drawn)),
+        Part("curves", "Training curves", render_figures(drawn)),
         *_measures_part(run),
         _settings_part(run),
-        Part("costs", "Training costs", _tables([tables.costs_table(run)])),
+        Part("costs", "Training costs", render_tables([tables.costs_table(run)])),
     )
     return Section(
         "alignment",
@@ -92,10 +90,6 @@ def _named_settings(run: Alignment) -> tuple[Setting, ...]:
         for method, of in run.runs.items()
         for setting in tables.settings(of, run.manifest.config)
     )
-
-
-def _tables(listed: list[Table], intro: str = "", file: str | None = None) -> Markup:
-    return fill("tables.html.j2", tables=listed, intro=intro, file=file)
 
 
 def _brief_part(run: Alignment) -> Part:
@@ -133,12 +127,12 @@ def _counted(warnings: tuple[Warned, ...]) -> str:
 def _results_part(run: Alignment) -> Iterator[Part]:
     listed = [tables.results_table(of) for of in run.runs.values() if of.state.figures]
     if listed:
-        yield Part("results", "Training results", _tables(listed, file=RESULTS))
+        yield Part("results", "Training results", render_tables(listed, file=RESULTS))
 
 
 def _paper_part(run: Alignment) -> Iterator[Part]:
     if (table := tables.paper_table(run)) is not None:
-        yield Part("paper", "Training beside the paper", _tables([table], PAPER_INTRO, PAPER))
+        yield Part("paper", "Training beside the paper", render_tables([table], PAPER_INTRO, PAPER))
 
 
 def _measures_part(run: Alignment) -> Iterator[Part]:
@@ -156,7 +150,7 @@ def _definitions(of: TrainingRun) -> list[tuple[str, str]]:
 
 def _settings_part(run: Alignment) -> Part:
     listed = [table for of in run.runs.values() for table in tables.settings_tables(of, run.manifest.config)]
-    return Part("settings", "Training settings", _tables(listed, file=SETTINGS))
+    return Part("settings", "Training settings", render_tables(listed, file=SETTINGS))
 
 
 def _table_files(run: Alignment) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from triptych.reports.alignment_findings import capital
 from triptych.reports.alignment_inputs import Alignment, TrainingRun, plain
 from triptych.reports.glossary import describe_curve
 from triptych.reports.reported import reported
-from triptych.reports.settings import NOT_RECORDED, Setting, compare, lookup, shown_value
+from triptych.reports.settings import EMBEDDED, NOT_RECORDED, Setting, compare, lookup, shown_value
 from triptych.reports.tables import Cell, Column, Table, Value, estimate_values, to_csv
 
 TITLES: dict[Method, str] = {"reward": "reward model", "dpo": "DPO", "grpo": "GRPO"}
@@ -88,6 +88,10 @@ def _setting(name: str, key: str, *path: str) -> PaperSetting:
     return PaperSetting(name, key, _at(*path), path)
 
 
+def _model(run: TrainingRun, config: Mapping[str, Any]) -> str:
+    return EMBEDDED.get(run.state.model, run.state.model)
+
+
 def _train_fraction(run: TrainingRun, config: Mapping[str, Any]) -> float | None:
     n = run.state.n_train + run.state.n_validation
     return round(run.state.n_train / n, 2) if n else None
@@ -100,14 +104,14 @@ def _in_8_bit(run: TrainingRun, config: Mapping[str, Any]) -> bool | None:
 _SHARE = "share of the data for training"
 PAPER_SETTINGS: dict[Method, tuple[PaperSetting, ...]] = {
     "reward": (
-        PaperSetting("model", "global.model", lambda run, config: run.state.model),
+        PaperSetting("model", "global.model", _model),
         _setting("LoRA rank", "grpo.lora_rank_reward_model", "lora", "rank"),
         _setting("LoRA alpha", "grpo.lora_alpha", "lora", "alpha"),
         _setting("LoRA targets", "grpo.lora_targets", "lora", "targets"),
         PaperSetting(_SHARE, "grpo.train_fraction", _train_fraction),
     ),
     "dpo": (
-        PaperSetting("model", "dpo.ref_model", lambda run, config: run.state.model),
+        PaperSetting("model", "dpo.ref_model", _model),
         PaperSetting("pairs", "dpo.dataset", lambda run, config: lookup(config, "pairs"), ("pairs",)),
         PaperSetting("steps", "dpo.steps", lambda run, config: run.state.total_steps, ("max_steps",)),
         _setting("epochs", "dpo.train_epochs", "epochs"),
@@ -119,7 +123,7 @@ PAPER_SETTINGS: dict[Method, tuple[PaperSetting, ...]] = {
         PaperSetting(_SHARE, "dpo.train_fraction", _train_fraction),
     ),
     "grpo": (
-        PaperSetting("model", "global.model", lambda run, config: run.state.model),
+        PaperSetting("model", "global.model", _model),
         _setting("group", "grpo.group_size", "group_size"),
         _setting("LoRA rank", "grpo.lora_rank", "lora", "rank"),
         _setting("LoRA alpha", "grpo.lora_alpha", "lora", "alpha"),

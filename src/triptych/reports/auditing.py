@@ -14,11 +14,11 @@ from triptych.reports.auditing_inputs import LOGPROB, SURROGATES, Auditing, read
 from triptych.reports.auditing_responses import PAGE, Responses, read_responses
 from triptych.reports.differences import auditing_differences
 from triptych.reports.digests import auditing_digest
-from triptych.reports.figures import AUDIT_FIGURES, Rendered, render_audit
+from triptych.reports.figures import AUDIT_FIGURES, Rendered, render
 from triptych.reports.format import joined, number, why_no_interval
 from triptych.reports.html import render as fill
+from triptych.reports.html import render_figures, render_tables
 from triptych.reports.sections import Part, Section
-from triptych.reports.tables import Table
 
 TABLE_3, TABLE_4, CARD, DIVERGENCE, HACKING, COLLAPSE, COMPARISON = (
     f"tables/{name}.csv"
@@ -55,7 +55,7 @@ def auditing_section(run_dir: Path) -> Section | None:
     if run is None:
         return None
     responses = read_responses(run)
-    drawn = {group: [render_audit(spec, run) for spec in specs] for group, specs in AUDIT_FIGURES.items()}
+    drawn = {group: [render(spec, run) for spec in specs] for group, specs in AUDIT_FIGURES.items()}
     parts = (
         _card_part(run, responses),
         *_divergence_part(run, drawn["divergence"]),
@@ -93,14 +93,6 @@ def _rates(run: Auditing) -> dict[str, str]:
     return {"audit.models": ", ".join(told)} if told else {}
 
 
-def _tables(listed: list[Table], intro: str = "", file: str | None = None) -> Markup:
-    return fill("tables.html.j2", tables=listed, intro=intro, file=file)
-
-
-def _figures(drawn: list[Rendered]) -> Markup:
-    return fill("figures.html.j2", figures=drawn)
-
-
 def _card_part(run: Auditing, responses: Responses) -> Part:
     body = fill(
         "auditing_card.html.j2",
@@ -116,16 +108,18 @@ def _card_part(run: Auditing, responses: Responses) -> Part:
 
 def _divergence_part(run: Auditing, drawn: list[Rendered]) -> Iterator[Part]:
     if run.rows("divergence"):
-        listed = _tables([tables.divergence_table(run)])
-        tokens = _tables(tables.token_tables(run), file=DIVERGENCE)
-        yield Part("divergence", "Divergence from the base", listed + _figures(drawn) + tokens)
+        listed = render_tables([tables.divergence_table(run)])
+        tokens = render_tables(tables.token_tables(run), file=DIVERGENCE)
+        yield Part("divergence", "Divergence from the base", listed + render_figures(drawn) + tokens)
 
 
 def _verbosity_part(run: Auditing, drawn: list[Rendered]) -> Iterator[Part]:
     if run.rows("verbosity"):
         listed = [table for table in (paper.table_3(run), paper.differences_table(run)) if table is not None]
-        by_category = _tables(paper.category_tables(run), paper.classifier_sentence(run))
-        yield Part("verbosity", "Verbosity", _tables(listed, INTRO_3, TABLE_3) + _figures(drawn) + by_category)
+        by_category = render_tables(paper.category_tables(run), paper.classifier_sentence(run))
+        yield Part(
+            "verbosity", "Verbosity", render_tables(listed, INTRO_3, TABLE_3) + render_figures(drawn) + by_category
+        )
 
 
 def _hacking_part(run: Auditing, drawn: list[Rendered]) -> Iterator[Part]:
@@ -139,15 +133,15 @@ def _hacking_part(run: Auditing, drawn: list[Rendered]) -> Iterator[Part]:
             has_rewards=any(not scorer.is_surrogate for scorer in run.text_scorers),
             file=HACKING,
         )
-        yield Part("hacking", "Reward hacking", _figures(drawn) + body)
+        yield Part("hacking", "Reward hacking", render_figures(drawn) + body)
 
 
 def _table_4_part(run: Auditing) -> Iterator[Part]:
     body = Markup()
     if _has_table_4(run):
-        body += _tables([paper.table_4(run)], INTRO_4, TABLE_4)
+        body += render_tables([paper.table_4(run)], INTRO_4, TABLE_4)
     if run.rows("collapse"):
-        body += _tables([tables.collapse_table(run)], file=COLLAPSE)
+        body += render_tables([tables.collapse_table(run)], file=COLLAPSE)
     if body:
         yield Part("table-4", "Forgetting and collapse", body)
 
@@ -158,12 +152,14 @@ def _has_table_4(run: Auditing) -> bool:
 
 def _comparison_part(run: Auditing, drawn: list[Rendered]) -> Iterator[Part]:
     if (table := tables.comparison_table(run)) is not None:
-        yield Part("comparison", "Scores and win rates", _tables([table], file=COMPARISON) + _figures(drawn))
+        yield Part(
+            "comparison", "Scores and win rates", render_tables([table], file=COMPARISON) + render_figures(drawn)
+        )
 
 
 def _lineage_part(run: Auditing) -> Iterator[Part]:
     if run.rows("lineage"):
-        yield Part("lineage", "Lineage of the weights", _tables([tables.lineage_table(run)]))
+        yield Part("lineage", "Lineage of the weights", render_tables([tables.lineage_table(run)]))
 
 
 def _methods_part(run: Auditing) -> Part:
@@ -187,7 +183,7 @@ def _methods_part(run: Auditing) -> Part:
 
 def _costs_part(run: Auditing) -> Iterator[Part]:
     if run.rows("costs"):
-        yield Part("audit-costs", "Audit costs", _tables([tables.costs_table(run)]))
+        yield Part("audit-costs", "Audit costs", render_tables([tables.costs_table(run)]))
 
 
 def _files(run: Auditing, responses: Responses) -> dict[str, bytes]:

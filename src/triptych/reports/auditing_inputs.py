@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from triptych.alignment.reward_functions import reward_name
 from triptych.auditing.records import BASE, FOLDER, LEVELS, AuditRecord, Finding, Kind, Level
 from triptych.records import Estimate
 from triptych.reports.inputs import FloatArray, IntArray, read_table
@@ -151,7 +152,7 @@ class Auditing:
     def gold(self) -> str | None:
         """The scorer that no training saw."""
         gold = self._settings.get("gold")
-        return self._called(gold) if isinstance(gold, str) else None
+        return reward_name(gold) if isinstance(gold, str) else None
 
     def gold_sign(self, scorer: str) -> str:
         """What stands behind the name of the gold scorer, where the name does not say it."""
@@ -161,7 +162,7 @@ class Auditing:
     def reward_scorers(self) -> tuple[str, ...]:
         """Those that scored checkpoints' responses, the gold scorer aside; as configured, then as found."""
         given = self._settings.get("scorers")
-        configured = [self._called(spec) for spec in given if isinstance(spec, str)] if isinstance(given, list) else []
+        configured = [reward_name(spec) for spec in given if isinstance(spec, str)] if isinstance(given, list) else []
         ordered = dict.fromkeys([name for name in configured if name in self._found] + list(self._found))
         return tuple(name for name in ordered if name != self.gold)
 
@@ -175,17 +176,6 @@ class Auditing:
         """Scorers that are no checkpoint, as the files name them."""
         rows = (*self.rows("comparison"), *self.rows("hacking"))
         return {row.scorer: None for row in rows if row.scorer is not None and row.scorer not in SURROGATES}
-
-    def _called(self, spec: str) -> str:
-        """The name of a configured scorer: the last part of `FILE.py:FUNCTION=0.5` or of `model:DIR`.
-
-        As `triptych.alignment.rewards.reward_name` has it, which cannot be had without loading torch.
-        """
-        if spec in self._found:
-            return spec
-        if spec.startswith("model:"):
-            return Path(spec.removeprefix("model:").partition("=")[0]).name
-        return spec.rpartition(":")[2].partition("=")[0]
 
     @cached_property
     def text_scorers(self) -> tuple[Scorer, ...]:

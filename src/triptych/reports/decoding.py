@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from markupsafe import Markup
-
 from triptych.reports import format as fmt
 from triptych.reports import tables
 from triptych.reports.completions import SHADES, PromptView, grouped, read_prompt_views
 from triptych.reports.differences import decoding_differences
 from triptych.reports.digests import decoding_digest
-from triptych.reports.figures import OWN_FIGURES, PAPER_FIGURES, Rendered, render
+from triptych.reports.figures import OWN_FIGURES, PAPER_FIGURES, render
 from triptych.reports.findings import findings
 from triptych.reports.glossary import SCOPES, describe, in_order
 from triptych.reports.html import render as fill
+from triptych.reports.html import render_figures, render_tables
 from triptych.reports.inputs import Decoding, read_decoding
 from triptych.reports.reported import reported
 from triptych.reports.sections import Part, Section
@@ -49,11 +48,11 @@ def decoding_section(run_dir: Path) -> Section | None:
     n_paper, views = len(PAPER_FIGURES), read_prompt_views(run, PROMPTS_ON_PAGE)
     parts = (
         _settings_part(run),
-        Part("figures", "The paper's figures", _figures(drawn[:n_paper])),
-        Part("more-figures", "Further figures", _figures(drawn[n_paper:])),
+        Part("figures", "The paper's figures", render_figures(drawn[:n_paper])),
+        Part("more-figures", "Further figures", render_figures(drawn[n_paper:])),
         *_claims_part(run),
         *_frontier_part(run),
-        Part("arms", "All measures", _tables(tables.arm_tables(run), file="tables/decoding_arms.csv")),
+        Part("arms", "All measures", render_tables(tables.arm_tables(run), file="tables/decoding_arms.csv")),
         _completions_part(run, views),
         _methods_part(run),
         *_costs_part(run),
@@ -77,31 +76,23 @@ def _rates(run: Decoding) -> dict[str, str]:
     return {"decoding": f"{fmt.number(speed, 0)} tokens/s"} if isinstance(speed, int | float) else {}
 
 
-def _figures(drawn: list[Rendered]) -> Markup:
-    return fill("figures.html.j2", figures=drawn)
-
-
-def _tables(shown: list[tables.Table], intro: str = "", file: str | None = None) -> Markup:
-    return fill("tables.html.j2", tables=shown, intro=intro, file=file)
-
-
 def _settings_part(run: Decoding) -> Part:
     intro = (
         f"The report this project reproduces, {reported().citation}, prints settings, figures and sentences about "
         "decoding, but no numbers. So the settings stand side by side here, and its sentences are tested under Claims."
     )
     table = tables.settings_table(settings(run))
-    return Part("settings", "Settings", _tables([table], intro, "tables/settings.csv"))
+    return Part("settings", "Settings", render_tables([table], intro, "tables/settings.csv"))
 
 
 def _claims_part(run: Decoding) -> Iterator[Part]:
     if run.claims:
-        yield Part("claims", "Claims tested", _tables([tables.claims_table(run)], file="tables/claims.csv"))
+        yield Part("claims", "Claims tested", render_tables([tables.claims_table(run)], file="tables/claims.csv"))
 
 
 def _frontier_part(run: Decoding) -> Iterator[Part]:
     if run.frontier:
-        yield Part("frontier", "Frontier", _tables([tables.frontier_table(run)], file="tables/frontier.csv"))
+        yield Part("frontier", "Frontier", render_tables([tables.frontier_table(run)], file="tables/frontier.csv"))
 
 
 def _completions_part(run: Decoding, views: list[PromptView]) -> Part:
@@ -139,7 +130,7 @@ def _costs_part(run: Decoding) -> Iterator[Part]:
         )
         columns = (tables.Column("Cost"), tables.Column("This run"))
         table = tables.Table("decoding-costs", "What the decoding panel cost", columns, rows)
-        yield Part("costs", "Costs", _tables([table]))
+        yield Part("costs", "Costs", render_tables([table]))
 
 
 def _cost(name: str, cost: float | int | str | None) -> str:

@@ -13,11 +13,11 @@ from triptych.reports.dictionaries_glossary import DICTIONARY_TERMS, FEATURE_TER
 from triptych.reports.dictionaries_inputs import IMAGES, Dictionaries, read_dictionaries
 from triptych.reports.differences import dictionaries_differences
 from triptych.reports.digests import dictionaries_digest
-from triptych.reports.figures import DICTIONARY_FIGURES, Rendered, render_dictionary
+from triptych.reports.figures import DICTIONARY_FIGURES, Rendered, render
 from triptych.reports.format import why_no_interval
 from triptych.reports.html import render as fill
+from triptych.reports.html import render_figures, render_tables
 from triptych.reports.sections import Part, Section
-from triptych.reports.tables import Table
 
 TABLE_5, TABLE_6, MEASURES, TRAINING = (
     f"tables/{name}.csv" for name in ("table_05", "table_06", "dictionaries_measures", "dictionaries_training")
@@ -46,10 +46,14 @@ def dictionaries_section(run_dir: Path) -> Section | None:
     run = read_dictionaries(run_dir)
     if run is None:
         return None
-    drawn = {part: [render_dictionary(spec, run) for spec in specs] for part, specs in DICTIONARY_FIGURES.items()}
+    drawn = {part: [render(spec, run) for spec in specs] for part, specs in DICTIONARY_FIGURES.items()}
     parts = (
-        Part("r2", "R² from model to model", _tables([paper.table_5(run)], INTRO_5, TABLE_5) + _figures(drawn["r2"])),
-        Part("tax", "Alignment tax", _tables([paper.table_6(run)], INTRO_6, TABLE_6)),
+        Part(
+            "r2",
+            "R² from model to model",
+            render_tables([paper.table_5(run)], INTRO_5, TABLE_5) + render_figures(drawn["r2"]),
+        ),
+        Part("tax", "Alignment tax", render_tables([paper.table_6(run)], INTRO_6, TABLE_6)),
         _latents_part(run, drawn["latents"]),
         _pictures_part(run, drawn["pictures"]),
         _factors_part(run, drawn["factors"]),
@@ -82,19 +86,11 @@ def _rates(run: Dictionaries) -> dict[str, str]:
     }
 
 
-def _tables(listed: list[Table], intro: str = "", file: str | None = None) -> Markup:
-    return fill("tables.html.j2", tables=listed, intro=intro, file=file)
-
-
-def _figures(drawn: list[Rendered]) -> Markup:
-    return fill("figures.html.j2", figures=drawn)
-
-
 def _latents_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
-    body = _tables([tables.counts_table(run)], INTRO_COUNTS, MEASURES) + _figures(drawn)
+    body = render_tables([tables.counts_table(run)], INTRO_COUNTS, MEASURES) + render_figures(drawn)
     listed = tables.latents_table(run)
     if listed is not None:
-        body += _tables([listed])
+        body += render_tables([listed])
     return Part("latents", "Universal and specific latents", body)
 
 
@@ -105,23 +101,23 @@ def _pictures_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
 
 def _factors_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
     table = tables.factors_table(run)
-    body = _figures(drawn) + (Markup() if table is None else _tables([table], file=MEASURES))
+    body = render_figures(drawn) + (Markup() if table is None else render_tables([table], file=MEASURES))
     return Part("factors", "Latents and labels", body)
 
 
 def _training_parts(run: Dictionaries) -> Iterator[Part]:
     if (quality := tables.quality_table(run)) is not None:
-        yield Part("training", "Training and matching", _tables([quality], file=MEASURES))
+        yield Part("training", "Training and matching", render_tables([quality], file=MEASURES))
     backbones = tables.backbones_table(run)
     sentence = "" if backbones else "No backbone was trained in this run: the models came trained, from elsewhere."
-    yield Part("backbones", "Backbones", _tables([backbones] if backbones else [], sentence))
+    yield Part("backbones", "Backbones", render_tables([backbones] if backbones else [], sentence))
     if (costs := tables.costs_table(run)) is not None:
         total = sum(one.seconds for one in run.trained)
         intro = (
             f"{fmt.plural(len(run.trained), 'training run')} of dictionaries took {fmt.duration(total)} together, "
             "activations not counted."
         )
-        yield Part("dictionary-costs", "Costs of dictionaries", _tables([costs], intro, TRAINING))
+        yield Part("dictionary-costs", "Costs of dictionaries", render_tables([costs], intro, TRAINING))
 
 
 def _methods_part(run: Dictionaries) -> Part:

@@ -30,7 +30,7 @@ def _what_it_explains(run: Dictionaries) -> str:
     if not own:
         return f"A dictionary{size} is shared by {names}; how much it explains was not measured."
     # Where there are two updates, a sentence of its own compares them.
-    cross = "" if len(_by_update(run)) > 1 else _range_of(_cross(run, MAIN))
+    cross = "" if len(_by_update(run)) > 1 else range_of(cross_r2(run, MAIN))
     read = f"; read from another model’s code {cross}" if cross else ""
     return f"One dictionary{size} shared by {names} explains (R², held-out) {fmt.joined(own)}{read}."
 
@@ -40,13 +40,13 @@ def _r2(run: Dictionaries, role: str, source: str, target: str) -> Estimate | No
     return None if found is None or found.mean is None else found
 
 
-def _cross(run: Dictionaries, role: str) -> list[Estimate]:
+def cross_r2(run: Dictionaries, role: str) -> list[Estimate]:
     """R² of every model from every other's code, as far as it was measured."""
     found = (_r2(run, role, *way) for way in ways(run) if way.source != way.target)
     return [estimate for estimate in found if estimate is not None]
 
 
-def _range_of(estimates: list[Estimate]) -> str:
+def range_of(estimates: list[Estimate]) -> str:
     """`0.62 [0.61, 0.63]`, of two the lower and the higher, of more the ends without intervals."""
     ordered = sorted(estimates, key=lambda estimate: estimate.value)
     if len(ordered) > 2:
@@ -125,7 +125,7 @@ def _what_the_update_does(run: Dictionaries) -> Iterator[str]:
 
 def _by_update(run: Dictionaries) -> dict[str, str]:
     """R² between models of each update, in words."""
-    found = {update: _range_of(_cross(run, role)) for role, update in run.updates() if update}
+    found = {update: range_of(cross_r2(run, role)) for role, update in run.updates() if update}
     return {update: cross for update, cross in found.items() if cross}
 
 

@@ -13,10 +13,9 @@ from triptych.reports import format as fmt
 from triptych.reports.arms import name_arms
 from triptych.reports.auditing_inputs import Auditing, Key, Scorer, shown_name
 from triptych.reports.auditing_tables import in_words
+from triptych.reports.dictionaries_findings import cross_r2, range_of
 from triptych.reports.dictionaries_inputs import Dictionaries
-from triptych.reports.dictionaries_inputs import Key as Measure
-from triptych.reports.dictionaries_paper import tax_of, ways
-from triptych.reports.dictionaries_tables import count_in_words
+from triptych.reports.dictionaries_paper import tax_of
 from triptych.reports.inputs import Decoding
 from triptych.reports.reported import reported
 
@@ -39,11 +38,11 @@ def decoding_differences(run: Decoding) -> dict[str, str]:
 def _mean(run: Decoding, strategy: str) -> str:
     names = name_arms(run.arms)
     values = [
-        f"{fmt.with_interval(estimate)} for {names[arm]}"
+        f"{fmt.with_interval(estimate)} nats per token for {names[arm]}"
         for arm in run.arms
         if arm.strategy == strategy and (estimate := run.measure(arm, "mean_logprob", "arm")) is not None
     ]
-    return f"{NO_NUMBER}; here the mean is {fmt.joined(values)} nats per token. " if values else ""
+    return f"{NO_NUMBER}; here the mean is {fmt.joined(values)}. " if values else ""
 
 
 def _claimed(run: Decoding, number: int) -> str:
@@ -159,7 +158,7 @@ def _universal(run: Dictionaries) -> str:
         count = run.of_main(name)
         if run.main is not None and count is not None:
             theirs = paper.number(f"usae.{name}_features") / paper.number("usae.latents")
-            ours = f"{fmt.share(count.value / run.main.latents)} here ({count_in_words(count)})"
+            ours = f"{fmt.share(count.value / run.main.latents)} here"
             parts.append(f"{name} ones are {fmt.share(theirs)} in the paper and {ours}")
     return f"Of all latents, {fmt.joined(parts)}." if parts else ""
 
@@ -176,20 +175,10 @@ def _pictured(run: Dictionaries, kind: str, theirs: int) -> str:
 
 
 def _r2(run: Dictionaries) -> str:
-    ours = [
-        estimate.value
-        for way in ways(run)
-        if way.source != way.target
-        and (estimate := run.estimate(Measure(MAIN, "r2", *way))) is not None
-        and estimate.mean is not None
-    ]
-    theirs = sorted((reported().number("usae.r2.resnet18_to_vit"), reported().number("usae.r2.vit_to_resnet18")))
-    if not ours:
-        return ""
-    shown = f"{fmt.number(min(ours), 3)} to {fmt.number(max(ours), 3)}"
-    return (
-        f"From one model’s code to another model R² is {theirs[0]:.3f} to {theirs[1]:.3f} in the paper, here {shown}."
-    )
+    ours = cross_r2(run, MAIN)
+    theirs = sorted(reported().number(f"usae.r2.{way}") for way in ("resnet18_to_vit", "vit_to_resnet18"))
+    says = f"From one model’s code to another model R² is {theirs[0]:.3f} and {theirs[1]:.3f} in the paper"
+    return f"{says}, here {range_of(ours)}." if ours else ""
 
 
 def _tax(run: Dictionaries) -> str:

@@ -1,14 +1,11 @@
 """Figures of a run, numbered as in the paper, and ours beside them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from triptych.reports.alignment_inputs import Alignment
-from triptych.reports.auditing_inputs import Auditing
-from triptych.reports.dictionaries_inputs import Dictionaries
 from triptych.reports.figures import (
     auditing,
     dictionaries,
@@ -31,7 +28,6 @@ from triptych.reports.figures.spec import FigureSpec
 from triptych.reports.figures.svg import inline, to_png, to_svg
 from triptych.reports.figures.tradeoff import figure_07, figure_frontier
 from triptych.reports.figures.training import TrainingSpec
-from triptych.reports.inputs import Decoding
 
 PAPER_FIGURES: tuple[FigureSpec, ...] = (*likelihood.SPECS, *distinct.SPECS, *tradeoff.SPECS)
 OWN_FIGURES: tuple[FigureSpec, ...] = (*tradeoff.OWN_SPECS, *distinct.OWN_SPECS, *shape.OWN_SPECS)
@@ -50,6 +46,27 @@ DICTIONARY_FIGURES: dict[str, Sequence[DictionarySpec]] = {
     "factors": features.FACTOR_SPECS,
 }
 """By the part of the page they stand in."""
+
+
+RunT = TypeVar("RunT", contravariant=True)
+
+
+@runtime_checkable
+class Drawable(Protocol[RunT]):
+    """What all specs of figures have, whatever the run they are of; `FigureSpec` says what each is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def absent(self) -> Callable[[RunT], str | None]: ...
+    @property
+    def draw(self) -> Callable[[RunT], Figure]: ...
+    @property
+    def caption(self) -> Callable[[RunT], str]: ...
+    @property
+    def alt(self) -> Callable[[RunT], str]: ...
 
 
 class Rendered(NamedTuple):
@@ -83,43 +100,15 @@ def files_of(drawn: Sequence[Rendered]) -> dict[str, bytes]:
     return files
 
 
-def render(spec: FigureSpec, run: Decoding) -> Rendered:
-    """Draw one figure of a decoding run."""
+def render(spec: Drawable[RunT], run: RunT) -> Rendered:
+    """Draw one figure of a run."""
     if (absent := spec.absent(run)) is not None:
-        return _left_out(spec.name, spec.title, absent)
-    return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
-
-
-def render_training(spec: TrainingSpec, run: Alignment) -> Rendered:
-    """Draw one figure of training runs."""
-    if (absent := spec.absent(run)) is not None:
-        return _left_out(spec.name, spec.title, absent)
-    return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
-
-
-def render_audit(spec: AuditSpec, run: Auditing) -> Rendered:
-    """Draw one figure of the audits."""
-    if (absent := spec.absent(run)) is not None:
-        return _left_out(spec.name, spec.title, absent)
-    return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
-
-
-def render_dictionary(spec: DictionarySpec, run: Dictionaries) -> Rendered:
-    """Draw one figure of universal dictionaries."""
-    if (absent := spec.absent(run)) is not None:
-        return _left_out(spec.name, spec.title, absent)
-    return _rendered(spec.name, spec.title, spec.draw(run), spec.caption(run), spec.alt(run))
-
-
-def _left_out(name: str, title: str, absent: str) -> Rendered:
-    return Rendered(name, title, "", "", "", b"", absent)
-
-
-def _rendered(name: str, title: str, figure: Figure, caption: str, alt: str) -> Rendered:
-    svg = to_svg(figure, name, title, alt)
+        return Rendered(spec.name, spec.title, "", "", "", b"", absent)
+    figure, alt = spec.draw(run), spec.alt(run)
+    svg = to_svg(figure, spec.name, spec.title, alt)
     # Placing takes as long as drawing, and every format has the same places.
     figure.set_layout_engine("none")
-    return Rendered(name, title, caption, alt, svg, to_png(figure), None, figure)
+    return Rendered(spec.name, spec.title, spec.caption(run), alt, svg, to_png(figure), None, figure)
 
 
 __all__ = [
@@ -150,7 +139,4 @@ __all__ = [
     "figure_overoptimisation",
     "figure_stops",
     "render",
-    "render_audit",
-    "render_dictionary",
-    "render_training",
 ]

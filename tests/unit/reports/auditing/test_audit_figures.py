@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from triptych.auditing.records import PERTURBED_SCHEMA, SCORES_SCHEMA, AuditRecord
 from triptych.reports.auditing_inputs import Auditing, Key, read_auditing
-from triptych.reports.figures import AUDIT_FIGURES, AuditSpec, render_audit, style
+from triptych.reports.figures import AUDIT_FIGURES, AuditSpec, render, style
 from triptych.reports.figures.auditing import BASE_LOOK, LOOKS, checkpoint_looks
 from triptych.reports.figures.hacking import MARKERS
 
@@ -57,7 +57,7 @@ def markers(axes: Axes) -> list[str]:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_figure_is_drawn_and_described(run: Auditing, spec: AuditSpec) -> None:
-    drawn = render_audit(spec, run)
+    drawn = render(spec, run)
     assert drawn.absent is None
     assert drawn.png.startswith(b"\x89PNG")
     root = ElementTree.fromstring(drawn.svg)  # noqa: S314
@@ -80,7 +80,7 @@ def test_a_figure_is_as_wide_as_a_phone_and_readable(run: Auditing, spec: AuditS
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_a_card_alone_has_no_figure_and_says_why(make_audit: MakeAudit, tmp_path: Path, spec: AuditSpec) -> None:
     files = ("responses", "perturbed", "scores", "divergence", "verbosity", "hacking", "collapse", "comparison")
-    drawn = render_audit(spec, read(make_audit(tmp_path / "run", without=files)))
+    drawn = render(spec, read(make_audit(tmp_path / "run", without=files)))
     assert drawn.absent
     assert (drawn.svg, drawn.png, drawn.caption) == ("", b"", "")
 

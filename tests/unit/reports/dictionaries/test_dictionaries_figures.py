@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from triptych.reports.dictionaries_inputs import Dictionaries, Latents, class_of, read_dictionaries
-from triptych.reports.figures import DICTIONARY_FIGURES, render_dictionary, style
+from triptych.reports.figures import DICTIONARY_FIGURES, render, style
 from triptych.reports.figures.dictionaries import CLASS_LOOKS, DictionarySpec, _shade, figure_11, figure_r2, shortened
 from triptych.reports.figures.features import figure_energy, figure_factors
 from triptych.reports.figures.latents import BUDGET, MAX_TOP, _side, bands_of, draw_latent, read_picture
@@ -59,7 +59,7 @@ def words(all_axes: list[Axes]) -> list[str]:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_figure_is_drawn_and_described(run: Dictionaries, spec: DictionarySpec) -> None:
-    drawn = render_dictionary(spec, run)
+    drawn = render(spec, run)
     assert drawn.absent is None
     assert drawn.png.startswith(b"\x89PNG")
     root = ElementTree.fromstring(drawn.svg)  # noqa: S314
@@ -88,7 +88,7 @@ def test_the_papers_numbering() -> None:
 
 @pytest.mark.parametrize("name", ["figure_12", "figure_13"])
 def test_pictures_of_three_models_keep_to_the_limit(three: Dictionaries, name: str) -> None:
-    drawn = render_dictionary(SPECS[name], three)
+    drawn = render(SPECS[name], three)
     assert 100_000 < len(drawn.svg.encode()) < LIMIT
 
 
