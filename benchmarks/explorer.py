@@ -449,8 +449,9 @@ def run(rows: int, latents: int, model: str | None, requests: int) -> dict[str, 
         rng = np.random.default_rng(1)
         asked = kinds(rng, Words(np.random.default_rng(0)), rows, latents)
         with served(run_dir, with_model=model is not None) as port:
+            tokens = None if model is None else first_tokens(Client(port), TOKENS)
+            # Another one: a server ends a connection on which nothing is asked for some seconds.
             client = Client(port)
-            tokens = None if model is None else first_tokens(client, TOKENS)
             started = time.perf_counter()
             client.get("/api/generations")
             opening = round(1000 * (time.perf_counter() - started))
