@@ -8,16 +8,16 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
 from tests.unit.explorer.conftest import write_auditing, write_decoding, write_dictionaries, write_manifest
+
 from triptych.explorer.app import create_app
 from triptych.explorer.playground import Playground
 
@@ -115,7 +115,7 @@ def open_page(browser: Browser, address: str, complaints: Complaints) -> Iterato
     contexts: list[BrowserContext] = []
 
     def make(*, size: tuple[int, int] = WIDE, base_url: str = address, **settings: Any) -> Page:
-        viewport = {"width": size[0], "height": size[1]}
+        viewport = ViewportSize(width=size[0], height=size[1])
         contexts.append(browser.new_context(base_url=base_url, viewport=viewport, **settings))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
@@ -151,6 +151,3 @@ def focused(page: Page) -> Any:
         "() => { const e = document.activeElement; return [e.tagName, e.textContent.trim(), e.getAttribute('href')] }"
     )
     return page.evaluate(script)
-
-
-Check = Callable[[Page], None]

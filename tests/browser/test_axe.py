@@ -3,9 +3,8 @@
 from typing import Any, Literal
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Page
-
 from tests.browser.conftest import PHONE, WIDE, Opened, go
 from tests.browser.routes import ROUTES
 

@@ -1,7 +1,6 @@
 """Everything can be done without a mouse."""
 
 from playwright.sync_api import Page, expect
-
 from tests.browser.conftest import focused, go, settled
 
 

@@ -1,10 +1,10 @@
 """Every page and deep link opens without a complaint, says where one is, fits a phone and shows hostile text as text."""
 
+import itertools
 import re
 
 import pytest
 from playwright.sync_api import Page, expect
-
 from tests.browser.conftest import PHONE, Complaints, Opened, focused, go, served, settled
 from tests.browser.routes import ROUTES
 from tests.unit.explorer.conftest import write_manifest
@@ -23,7 +23,7 @@ def test_a_deep_link_opens_without_a_complaint_and_hostile_text_is_text(page: Pa
     assert page.title() == ROUTES[route]
     assert page.locator("h1").count() == 1
     levels = page.eval_on_selector_all("main :is(h1,h2,h3,h4)", "all => all.map(e => Number(e.tagName[1]))")
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), levels
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
     address = page.url
     page.reload()
     settled(page)

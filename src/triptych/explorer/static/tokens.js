@@ -112,7 +112,7 @@ export function tokenText(label) {
       const shade = token.shade === undefined ? shadeOf(token.logprob) : token.shade;
       const known = token.known ?? true;
       const name = known ? `t t${shade ?? 0}` : "t unknown";
-      const span = h("span", { class: name, tabindex: "-1", role: "option", "aria-selected": "false" }, pieceText(token.text));
+      const span = h("span", { class: name, tabindex: "-1", role: "option", "aria-selected": "false", "aria-label": token.text.trim() ? null : shownToken(token.text) }, pieceText(token.text));
       tokens.set(span, token);
       element.append(span);
       if (!active) {
