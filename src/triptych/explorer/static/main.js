@@ -60,7 +60,11 @@ function drawNav(panel) {
       return h("li", {}, h("span", { class: "off", title: `This run has no ${page.needs} panel` }, page.title, h("small", {}, "not in this run")));
     return h("li", {}, h("a", { href: page.href, "aria-current": page.panel === panel ? "page" : null }, page.title));
   });
-  fill(document.getElementById("nav"), ...items);
+  const nav = document.getElementById("nav");
+  fill(nav, ...items);
+  // On a narrow screen the pages may not all fit: the one in view is shown, without moving the page itself.
+  const here = nav.querySelector("[aria-current]");
+  if (here) nav.parentElement.scrollLeft = here.offsetLeft - nav.offsetLeft - 40;
 }
 
 function setTitle(title) {
