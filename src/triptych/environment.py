@@ -17,6 +17,7 @@ PACKAGES = (
     "accelerate",
     "bitsandbytes",
     "datasets",
+    "fastapi",
     "filelock",
     "gguf",
     "jaxtyping",
@@ -41,6 +42,7 @@ PACKAGES = (
     "triptych",
     "trl",
     "typer",
+    "uvicorn",
 )
 """Ours, what we require, and tokenizers, on which token ids depend."""
 

@@ -20,6 +20,7 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from triptych.compiled import kernel
 from triptych.simd import F32, FAST, exp, load, store
 
 _I32 = ir.IntType(32)
@@ -120,7 +121,7 @@ def _exponentials(row: Any, top: Any) -> Any:
     return total
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def decode_attention(
     qkv: Any,
@@ -199,7 +200,7 @@ def decode_attention(
                     out[r, at + d] = store(out[r, at + d], o[g, d] * weight[g])
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def add_rms_norm(x: Any, update: Any, weight: Any, epsilon: float, out: Any) -> None:
     """x += update, in place; out = x / sqrt(mean(x²) + epsilon) · weight. All [rows, H]; `weight` [H]."""
@@ -216,7 +217,7 @@ def add_rms_norm(x: Any, update: Any, weight: Any, epsilon: float, out: Any) -> 
             normed[i] = store(normed[i], load(row[i]) * scale * load(weight[i]))
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def gated_silu(gate_up: Any, out: Any) -> None:
     """out = silu(gate) · up for `gate_up` = [rows, 2·I] = [gate | up], rounded once at the end."""
@@ -230,7 +231,7 @@ def gated_silu(gate_up: Any, out: Any) -> None:
             row[i] = store(row[i], x * sigmoid * load(up[i]))
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@kernel(parallel=True, nogil=True)
 @no_type_check
 def copy_slots(K: Any, V: Any, source: Any, target: Any, start: Any, stop: Any) -> None:
     """Copies cache positions start[i]..stop[i] of slot source[i] to slot target[i], in every layer.
@@ -277,7 +278,7 @@ def _moments(row: Any, top: Any, inverse_temperature: Any) -> Any:
     return z, zt, xt, count, s1, s2
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@kernel(parallel=True, nogil=True)
 @no_type_check
 def row_statistics(logits: Any, inverse_temperature: Any, maxima: Any, out: Any) -> None:
     """Per row of `logits` [rows, V]: largest logit, log Z at T = 1, log Z and entropy at T (nats), deviation.
@@ -356,7 +357,7 @@ def _gather_by_histogram(row: Any, top: Any, m: int) -> Any:
     return keys[:count]
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@kernel(parallel=True, nogil=True)
 @no_type_check
 def top_candidates(logits: Any, rows: Any, maxima: Any, m: int, ids: Any, values: Any) -> None:
     """The `m` largest logits of each of `rows`, descending, ties to the lower id; `ids`, `values` [len(rows), m]."""

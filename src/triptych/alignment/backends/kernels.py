@@ -10,12 +10,13 @@ two cores, eager ones take as long again as the matrix products between them.
 from typing import Any, no_type_check
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from triptych.compiled import kernel
 from triptych.simd import F32, FAST, exp, load, store
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def rms_norm(x: Any, weight: Any, epsilon: float, out: Any) -> None:
     """out = x / sqrt(mean(x²) + epsilon) · weight; x [rows, H] float32, weight [H]."""
@@ -30,7 +31,7 @@ def rms_norm(x: Any, weight: Any, epsilon: float, out: Any) -> None:
             normed[i] = store(normed[i], row[i] * scale * load(weight[i]))
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def rms_norm_backward(x: Any, weight: Any, epsilon: float, d_out: Any, d_x: Any) -> None:
     """d_x += the gradient of `rms_norm` at x, given that of its result; d_x is the float32 gradient of the residual."""
@@ -47,7 +48,7 @@ def rms_norm_backward(x: Any, weight: Any, epsilon: float, d_out: Any, d_x: Any)
             d_row[i] += scale * (load(d_normed[i]) * load(weight[i]) - row[i] * shrink)
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def gated_silu_backward(gate_up: Any, d_out: Any, d_gate_up: Any) -> None:
     """The gradient of `gated_silu` at gate_up, given that of its result."""
@@ -63,7 +64,7 @@ def gated_silu_backward(gate_up: Any, d_out: Any, d_gate_up: Any) -> None:
             d_gate[i] = store(d_gate[i], d * load(up[i]) * sigmoid * (F32(1.0) + x * (F32(1.0) - sigmoid)))
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def split_and_rotate(qkv: Any, cos: Any, sin: Any, q: Any, k: Any, v: Any) -> None:
     """Rotary embedding of queries and keys, and all three in the order that attention reads.
@@ -95,7 +96,7 @@ def split_and_rotate(qkv: Any, cos: Any, sin: Any, q: Any, k: Any, v: Any) -> No
                 value[i] = row[at + i]
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def split_and_rotate_backward(d_q: Any, d_k: Any, d_v: Any, cos: Any, sin: Any, d_qkv: Any) -> None:
     """The gradient of `split_and_rotate`: the transposed rotation. d_q as q, d_k and d_v float32 as k and v."""
@@ -123,7 +124,7 @@ def split_and_rotate_backward(d_q: Any, d_k: Any, d_v: Any, cos: Any, sin: Any, 
                 row[at + i] = store(row[at + i], d_value[i])
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def causal_softmax(scores: Any, scale: float, group: int, log_sums: Any) -> None:
     """Softmax in place over the keys that each query may see; log_sums = log Σ exp(scale · scores).
@@ -150,7 +151,7 @@ def causal_softmax(scores: Any, scale: float, group: int, log_sums: Any) -> None
         log_sums[h, r] = top * F32(scale) + np.log(total)
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def causal_softmax_backward(
     scores: Any, d_weights: Any, scale: float, group: int, log_sums: Any, out: Any, d_out: Any
@@ -181,7 +182,7 @@ def causal_softmax_backward(
             d_row[i] = store(d_row[i], F32(0.0))
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def read_logits(logits: Any, targets: Any, inverse_temperature: float, logprobs: Any, entropies: Any) -> None:
     """Per row of logits [n, V]: log-softmax at its target, entropy (nats); in place, logits become probabilities."""
@@ -206,7 +207,7 @@ def read_logits(logits: Any, targets: Any, inverse_temperature: float, logprobs:
             row[i] = store(row[i], exp((load(row[i]) - top) * inverse) * scale)
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def compare_logits(logits: Any, others: Any, targets: Any, logprobs: Any, other_logprobs: Any, kl: Any) -> None:
     """Per row of two batches of logits [n, V]: both log-softmax at the target, and the KL of the first to the other."""

@@ -17,10 +17,11 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import njit, prange
 
+from triptych.compiled import kernel
 from triptych.simd import F32, FAST, store
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def top_k(pre: Any, index: Any, value: Any) -> None:
     """The k largest positive entries of every row of pre [rows, latents], in the order of latents.
@@ -67,7 +68,7 @@ def top_k(pre: Any, index: Any, value: Any) -> None:
             index[r, i], value[r, i] = -1, F32(0.0)
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def exact_values(x: Any, weight: Any, bias: Any, index: Any, value: Any) -> None:
     """value = max(0, x · weight[index] + bias[index]) in float32, where the product that chose `index` was rounded."""
@@ -85,7 +86,7 @@ def exact_values(x: Any, weight: Any, bias: Any, index: Any, value: Any) -> None
             value[r, i] = max(F32(0.0), total + bias[latent])
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def reconstruct(index: Any, value: Any, weight: Any, bias: Any, x: Any, scale: float, error: Any, d_value: Any) -> Any:
     """error = Σ_i value_i · weight[index_i] + bias − x; d_value += scale · error · weight[index_i]; Σ error² by row.
@@ -125,7 +126,7 @@ def reconstruct(index: Any, value: Any, weight: Any, bias: Any, x: Any, scale: f
     return squares
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 @no_type_check
 def by_latent(index: Any, value: Any, starts: Any, places: Any) -> None:
     """Positive entries of a code sorted by latent: those of latent l are places[starts[l]:starts[l + 1]], flat."""
@@ -166,7 +167,7 @@ def _gradient(g: Any, factors: Any, scale: Any, rows: Any, k: int, places: Any, 
             g[d] += a * ra[d]
 
 
-@njit(parallel=True, fastmath=FAST, nogil=True, cache=True)
+@kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def step_weights(
     weight: Any,
@@ -220,7 +221,7 @@ def step_weights(
                 to[d] = store(to[d], w[d])
 
 
-@njit(fastmath=FAST, nogil=True, cache=True)
+@kernel(fastmath=FAST, nogil=True)
 @no_type_check
 def sum_by_latent(factors: Any, starts: Any, places: Any, total: Any) -> None:
     """total[l] = Σ of factors over the places of latent l."""
