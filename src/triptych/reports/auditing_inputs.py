@@ -152,7 +152,7 @@ class Auditing:
     def gold(self) -> str | None:
         """The scorer that no training saw."""
         gold = self._settings.get("gold")
-        return reward_name(gold) if isinstance(gold, str) else None
+        return self._called(gold) if isinstance(gold, str) else None
 
     def gold_sign(self, scorer: str) -> str:
         """What stands behind the name of the gold scorer, where the name does not say it."""
@@ -162,7 +162,7 @@ class Auditing:
     def reward_scorers(self) -> tuple[str, ...]:
         """Those that scored checkpoints' responses, the gold scorer aside; as configured, then as found."""
         given = self._settings.get("scorers")
-        configured = [reward_name(spec) for spec in given if isinstance(spec, str)] if isinstance(given, list) else []
+        configured = [self._called(spec) for spec in given if isinstance(spec, str)] if isinstance(given, list) else []
         ordered = dict.fromkeys([name for name in configured if name in self._found] + list(self._found))
         return tuple(name for name in ordered if name != self.gold)
 
@@ -176,6 +176,10 @@ class Auditing:
         """Scorers that are no checkpoint, as the files name them."""
         rows = (*self.rows("comparison"), *self.rows("hacking"))
         return {row.scorer: None for row in rows if row.scorer is not None and row.scorer not in SURROGATES}
+
+    def _called(self, spec: str) -> str:
+        """The name of a configured scorer; one that the files have under its spec keeps it."""
+        return spec if spec in self._found else reward_name(spec)
 
     @cached_property
     def text_scorers(self) -> tuple[Scorer, ...]:

@@ -447,7 +447,7 @@ def test_what_has_no_interval_says_why(run: Auditing, folders: dict[str, Path]) 
 
 @pytest.mark.parametrize(
     ("mean", "half", "text"),
-    [(0.5, 0.1, "0.50"), (0.002, 0.001, "0.0020"), (3.4e-6, 1.2e-6, "0.0000034"), (0.0, 0.0, "0.000")],
+    [(0.5, 0.1, "0.50"), (0.002, 0.001, "0.0020"), (3.4e-6, 1.2e-6, "0.0000034"), (0.0, 0.0, "0")],
 )
 def test_a_small_distance_is_not_written_as_zero(mean: float, half: float, text: str) -> None:
     estimate = Estimate(mean=mean, low=mean - half, high=mean + half, n=9, n_clusters=9, method="m")
