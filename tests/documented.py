@@ -49,7 +49,7 @@ SHORTER: dict[tuple[str, ...], tuple[str, ...]] = {
     ("explore",): ("--port", "0", "--no-models"),
     ("interpret", "vision"): (
         *("--limit", "48", "--latents", "16", "--k", "4", "--epochs", "1", "--seeds", "1"),
-        *(word for one in (*DICTIONARIES, f"backbones={BACKBONES}") for word in ("--set", one)),
+        *(word for one in DICTIONARIES for word in ("--set", one)),
     ),
 }
 """Given after a command's own options, of which they repeat some: the last one counts."""
@@ -128,9 +128,14 @@ def draw_photos() -> pa.Table:
 def on_tiny(command: Command, model: str) -> list[str]:
     """The words of a command of triptych, with a tiny model for the starter one, and a small work."""
     words = [model if before == "--model" and word == "starter" else word for before, word in _pairs(command.words[1:])]
+    if command.name == ("explore",):
+        # The starter study is not made here.
+        words = ["runs/look" if word == "runs/starter" else word for word in words]
     shorter = [*SHORTER.get(command.name, ())]
     if command.name == ("study",):
         shorter += ["--set", f"model={model}"]
+    if command.name == ("interpret", "vision") and "--model" not in words:
+        shorter += ["--set", f"backbones={BACKBONES}"]
     return [*words, *shorter, "--quiet"]
 
 
