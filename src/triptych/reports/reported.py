@@ -51,10 +51,6 @@ class Reported(Record):
             raise TypeError(f"reported.json: {key} = {value!r} is no number")
         return value
 
-    def group(self, prefix: str) -> tuple[ReportedValue, ...]:
-        """All values whose key starts with `prefix` and a dot, in the order of the file."""
-        return tuple(value for value in self.values if value.key.startswith(f"{prefix}."))
-
     def _by_key(self) -> dict[str, ReportedValue]:
         return {value.key: value for value in self.values}
 
