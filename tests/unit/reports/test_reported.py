@@ -36,7 +36,7 @@ def test_printed_differences_agree_with_printed_values() -> None:
     assert table["grpo.score_delta"].value == 1.113
 
 
-def test_group_keeps_the_order_of_the_table() -> None:
+def test_a_number_is_a_number() -> None:
     assert reported().number("usae.alignment_tax") == 0.0523
     with pytest.raises(TypeError, match=r"global\.model = .* is no number"):
         reported().number("global.model")
