@@ -29,6 +29,7 @@ class LiveEngine:
 
     def __init__(self, lm: LanguageModel, *, slots: int, max_new_tokens: int, prompt_tokens: int) -> None:
         self._lm, self._slots, self._prompt_tokens = lm, slots, prompt_tokens
+        self.max_new_tokens = max_new_tokens
         self._rules = StopRules(Stopping(), lm.tokenizer, lm.eos_ids, max_new_tokens)
         self._batch = self._empty_batch()
 
@@ -42,8 +43,8 @@ class LiveEngine:
 
         Raises `ConfigError` or `DataError` for what does not fit, before anything is queued.
         """
-        if not 1 <= max_new_tokens <= self._rules.max_new_tokens:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be 1 to {self._rules.max_new_tokens}")
+        if not 1 <= max_new_tokens <= self.max_new_tokens:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be 1 to {self.max_new_tokens}")
         entry = prompt_entry(self._lm, jobs, seed, self._rules.limited(max_new_tokens), watchers)
         if len(entry.ids) > self._prompt_tokens:
             raise DataError(f"the prompt has {len(entry.ids)} tokens; here it may have {self._prompt_tokens}")
@@ -68,7 +69,7 @@ class LiveEngine:
         backend = choose_backend(self._lm, None)(
             self._lm,
             slots=self._slots,
-            max_new_tokens=self._rules.max_new_tokens,
+            max_new_tokens=self.max_new_tokens,
             prefix_tokens=self._prompt_tokens,
         )
         return Batch(backend, EngineStats(path=backend.path, dtype=str(self._lm.dtype)))

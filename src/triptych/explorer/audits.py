@@ -27,7 +27,7 @@ from triptych.reports.auditing_responses import Place
 from triptych.reports.inputs import IntArray, read_table
 from triptych.reports.safe_text import neutralise
 
-COLUMNS = ("model", "prompt_id", "kind", "category", "n_tokens", "n_words", "is_truncated", "prompt", "text")
+COLUMNS = ("model", "prompt_id", "kind", "category", "n_tokens", "n_words", "is_truncated", "instruction", "text")
 NO_CATEGORY = "uncategorised"
 Sort = Literal["row", "n_tokens", "n_words"]
 
@@ -121,7 +121,7 @@ class Audits:
         path = run_dir / RESPONSES
         table = clean_strings(read_table(path, COLUMNS)) if path.is_file() else _no_responses()
         self._texts = table["text"].combine_chunks()
-        self._prompts = encoded(table["prompt"].combine_chunks())
+        self._prompts = encoded(table["instruction"].combine_chunks())
         self._is_truncated = np.array(table["is_truncated"].to_pylist(), dtype=np.bool_)
         missing = pa.nulls(table.num_rows, pa.large_string())
         categories = table["category"].combine_chunks() if "category" in table.column_names else missing

@@ -4,7 +4,8 @@
     decoding/scores.parquet        optional: rewards
     decoding/pieces.json           optional: the text of single tokens
 
-Texts are kept in Arrow memory, prompts once each: a search or a page reads no file. Not here: one completion in full
+Texts are kept in Arrow memory, instructions once each: a search or a page reads no file. What a template puts around an
+instruction is the same everywhere, and neither shown in lists nor searched. Not here: one completion in full
 (`completion`).
 """
 
@@ -50,7 +51,7 @@ COLUMNS = (
     "mean_logprob",
     "n_tokens",
     "stop_reason",
-    "prompt",
+    "instruction",
     "text",
 )
 NO_TEMPERATURE = "none"
@@ -149,7 +150,7 @@ class Generations:
         self.pieces = read_pieces(run_dir / PIECES)
         self.arm_names = name_arms(set(self.of_rows.arms))
         self._texts = table["text"].combine_chunks()
-        self._prompts = encoded(table["prompt"].combine_chunks())
+        self._prompts = encoded(table["instruction"].combine_chunks())
         self.rows = Rows(table.num_rows, self._coded(table), self._numbers(table), (self._prompts, self._texts))
 
     def _coded(self, table: pa.Table) -> dict[str, Coded]:

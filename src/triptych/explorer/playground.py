@@ -153,20 +153,27 @@ class Playground:
             raise HTTPException(422, f"{asked} are more than {MAX_STREAMS} texts at once; choose fewer")
         if self.streams.n_sessions >= MAX_SESSIONS:
             raise HTTPException(429, f"{MAX_SESSIONS} requests are being answered; try again when one is done")
-        for name in request.models:
-            self._require(name)
-        asked_of = [Asked(name, request.prompt, request.template, strategies) for name in dict.fromkeys(request.models)]
+        names = dict.fromkeys(self._named(shown) for shown in request.models)
+        asked_of = [Asked(name, request.prompt, request.template, strategies) for name in names]
         return await self.streams.open(
             asked_of, sample=request.sample, seed=request.seed, max_new_tokens=request.max_new_tokens
         )
 
-    def _require(self, name: str) -> None:
-        if name not in self.streams.names:
-            raise HTTPException(404, f"the run has no model '{neutralise(name)}'")
+    @property
+    def max_new_tokens(self) -> int:
+        """The most that every model can be asked for."""
+        return min([MAX_NEW_TOKENS, *(served.engine.max_new_tokens for served in self.streams.served)])
+
+    def _named(self, shown: str) -> str:
+        """The model of a name as the page shows it. Raises `HTTPException` where it cannot be asked."""
+        name = next((name for name in self.streams.names if neutralise(name) == shown), None)
+        if name is None:
+            raise HTTPException(404, f"the run has no model '{neutralise(shown)}'")
         if (problem := self.streams.failures.get(name)) is not None:
             raise HTTPException(409, f"{neutralise(name)} could not be loaded: {neutralise(problem)}")
         if not self.streams.is_ready(name):
             raise HTTPException(409, f"{neutralise(name)} is still being loaded; try again in some seconds")
+        return name
 
 
 def adapters_of(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Path]:
@@ -224,7 +231,11 @@ def _info(playground: Playground | None, reason: str) -> PlaygroundInfo:
         reason=None if playground is not None else reason,
         models=[] if streams is None else [_model_info(streams, name) for name in streams.names],
         strategies=[strategy_info(kind) for kind in STRATEGIES.values()],
-        limits=LimitsInfo(max_new_tokens=MAX_NEW_TOKENS, max_streams=MAX_STREAMS, max_prompt_chars=MAX_PROMPT),
+        limits=LimitsInfo(
+            max_new_tokens=MAX_NEW_TOKENS if playground is None else playground.max_new_tokens,
+            max_streams=MAX_STREAMS,
+            max_prompt_chars=MAX_PROMPT,
+        ),
         templates=[TemplateInfo(name=name, title=TEMPLATES[name]) for name in get_args(Template)],
         examples=[] if playground is None else playground.examples,
     )

@@ -119,6 +119,11 @@ class Streams:
         return list(self._loaders)
 
     @property
+    def served(self) -> list[Served]:
+        """Those that are ready."""
+        return list(self._served.values())
+
+    @property
     def n_sessions(self) -> int:
         """Requests under way."""
         return len(self._sessions)

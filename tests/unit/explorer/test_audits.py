@@ -124,7 +124,7 @@ class TestResponses:
         assert row["model"].startswith("⟨U+202E⟩")
         assert row["category"].startswith("⟨U+202E⟩")
         assert (row["prompt_id"], row["kind"], row["n_tokens"], row["n_words"]) == ("q3", "limited", 5, 3)
-        assert row["prompt"] == "User: ask 3"
+        assert row["prompt"] == "ask 3"
 
     def test_one_beside_those_of_the_others(self, client: TestClient) -> None:
         item = get(client, "/api/audits/responses/10")

@@ -49,7 +49,7 @@ class TestLists:
             "n_tokens": 10,
             "stop_reason": "length",
             "reward": 11.0,
-            "prompt": "### Instruction: say 2",
+            "prompt": "say 2",
             "text": "Answer 2.3 one Two three",
         }
 
