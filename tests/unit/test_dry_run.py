@@ -127,7 +127,7 @@ def test_unknown_sizes_are_assumed_and_said_to_be(monkeypatch: pytest.MonkeyPatc
 
 
 def test_widths_of_backbones_are_those_configured() -> None:
-    config = load_recipe("starter")
+    config = load_recipe("starter", ["dictionaries.limit=null", "dictionaries.test_limit=null"])
     disk = {share.what: share for share in disk_shares(config, [], 0, 0)}
     assert disk["activations"].n_bytes == 10_000 * (256 + 192) * 4
     assert "resnet 256, vit 192" in disk["activations"].how
