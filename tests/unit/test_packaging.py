@@ -156,7 +156,15 @@ class TestMakefile:
 
     def test_help_lists_the_targets(self, checkout: Path) -> None:
         listed = self.make(checkout).stdout
-        assert [line.split()[1] for line in listed.splitlines()] == ["study", "test", "bench", "lint", "docs", "help", "clean"]
+        assert [line.split()[1] for line in listed.splitlines()] == [
+            "study",
+            "test",
+            "bench",
+            "lint",
+            "docs",
+            "help",
+            "clean",
+        ]
 
 
 def test_ci_runs_what_developers_run() -> None:
