@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
-from tests.unit.explorer.conftest import write_auditing, write_decoding, write_dictionaries, write_manifest
+from tests.unit.explorer.conftest import write_run
 
 from triptych.explorer.app import create_app
 from triptych.explorer.playground import Playground
@@ -64,12 +64,7 @@ def served(run_dir: Path, playground: Playground | None = None) -> Iterator[str]
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all panels, full of text that tries to break a page."""
     folder = tmp_path_factory.mktemp("browser") / "run"
-    folder.mkdir()
-    write_manifest(folder)
-    write_decoding(folder / "decoding")
-    write_auditing(folder / "auditing")
-    write_dictionaries(folder / "dictionaries")
-    (folder / "report.html").write_text("<!doctype html><title>a report</title>")
+    write_run(folder)
     return folder
 
 

@@ -17,6 +17,7 @@ from triptych.explorer.audits import (
     AuditOverview,
     Audits,
     FindingRow,
+    ResponseFacts,
     ResponsePage,
     ResponseQuery,
     finding_row,
@@ -73,17 +74,9 @@ class ResponseScore(BaseModel):
     score: float | None
 
 
-class FullResponse(BaseModel):
+class FullResponse(ResponseFacts):
     """A response in full."""
 
-    id: int
-    model: str
-    prompt_id: str
-    kind: str
-    category: str
-    n_tokens: int
-    n_words: int
-    is_truncated: bool
     text: Text
     scores: list[ResponseScore]
 

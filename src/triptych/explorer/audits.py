@@ -88,8 +88,8 @@ class ResponseQuery(PageQuery):
     sort: Sort = "row"
 
 
-class ResponseRow(BaseModel):
-    """One response in a list."""
+class ResponseFacts(BaseModel):
+    """What is known of a response but its text."""
 
     id: int
     model: str
@@ -99,6 +99,11 @@ class ResponseRow(BaseModel):
     n_tokens: int
     n_words: int
     is_truncated: bool
+
+
+class ResponseRow(ResponseFacts):
+    """One response in a list."""
+
     prompt: str
     text: str
 

@@ -244,16 +244,21 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="session")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with all panels but trained policies."""
-    folder = tmp_path_factory.mktemp("explorer") / "run"
+def write_run(folder: Path) -> None:
+    """A run with all panels but trained policies, full of text that tries to break a page."""
     folder.mkdir()
     write_manifest(folder)
     write_decoding(folder / "decoding")
     write_auditing(folder / "auditing")
     write_dictionaries(folder / "dictionaries")
     (folder / "report.html").write_text("<!doctype html><title>a report</title>")
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all panels but trained policies."""
+    folder = tmp_path_factory.mktemp("explorer") / "run"
+    write_run(folder)
     (folder / "secret.txt").write_text("SECRET")
     return folder
 
