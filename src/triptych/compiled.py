@@ -9,10 +9,9 @@ helper process, and everybody loads it from there. Not here: the kernels, and wh
 # mypy: disable-error-code="untyped-decorator,no-untyped-call,misc,no-any-unimported"
 
 import atexit
-import base64
+import json
 import logging
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,12 +19,14 @@ from importlib import import_module
 from threading import Lock
 from typing import Any, final
 
-from numba import njit
+from numba import njit, types
 from numba.core.caching import FunctionCache
 
 IS_HELPER = "TRIPTYCH_COMPILES"
 """Set in the environment of the helper process, which compiles for itself."""
 DONE = b"done\n"
+Description = list[str | int | bool]
+"""Of a type: its name, then what it needs besides. JSON, so that nothing is ever unpickled."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +64,17 @@ class _Helper:
 
     def compile(self, function: Callable[..., Any], signature: Any) -> bool:
         """Whether the function is in the cache now."""
-        asked = base64.b64encode(pickle.dumps((function.__module__, function.__qualname__, signature)))
         with self._lock:
             try:
+                described = [describe(one) for one in signature]
+                asked = json.dumps([function.__module__, function.__qualname__, described]).encode()
                 process = self._process or self._start()
                 if process.stdin is None or process.stdout is None:
                     return False
                 process.stdin.write(asked + b"\n")
                 process.stdin.flush()
                 return process.stdout.readline() == DONE
-            except OSError as error:
+            except (OSError, TypeError) as error:
                 logger.warning("kernels are compiled here, and may round otherwise than in later runs: %s", error)
                 return False
 
@@ -98,12 +100,33 @@ class _Helper:
 _helper = _Helper()
 
 
+def describe(numba_type: Any) -> Description:
+    """The type of an argument in plain values. Raises TypeError for one that no kernel takes."""
+    if type(numba_type) is types.Array:
+        array = (numba_type.ndim, numba_type.layout, not numba_type.mutable, numba_type.aligned)
+        return ["array", str(numba_type.dtype), *array]
+    if isinstance(numba_type, types.UniTuple):
+        return ["tuple", str(numba_type.dtype), numba_type.count]
+    if isinstance(numba_type, types.Number | types.Boolean):
+        return [str(numba_type)]
+    raise TypeError(f"{numba_type} cannot be named to the process that compiles; add it to `describe`")
+
+
+def type_of(description: Description) -> Any:
+    """What `describe` described."""
+    if description[0] == "array":
+        _, dtype, ndim, layout, is_read_only, is_aligned = description
+        return types.Array(getattr(types, str(dtype)), ndim, layout, readonly=is_read_only, aligned=is_aligned)
+    if description[0] == "tuple":
+        return types.UniTuple(getattr(types, str(description[1])), description[2])
+    return getattr(types, str(description[0]))
+
+
 def main() -> None:
     """The helper: compiles what each line names, and answers each with a line."""
     for line in sys.stdin.buffer:
-        # From our own parent alone, and never from a file.
-        module, name, signature = pickle.loads(base64.b64decode(line))  # noqa: S301
-        getattr(import_module(module), name).compile(signature)
+        module, name, signature = json.loads(line)
+        getattr(import_module(module), name).compile(tuple(type_of(one) for one in signature))
         sys.stdout.buffer.write(DONE)
         sys.stdout.buffer.flush()
 
