@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple, final
 
 from triptych.data.templates import render_prompt
-from triptych.decoding import Job, Strategy
+from triptych.decoding import STRATEGIES, Job, Strategy
 from triptych.decoding.batch import PromptEntry
 from triptych.decoding.live import LiveEngine
 from triptych.decoding.pieces import token_pieces
@@ -263,7 +263,20 @@ class Streams:
 def serve(lm: LanguageModel) -> Served:
     """A model with its engine, and the text of every token."""
     engine = LiveEngine(lm, slots=SLOTS, max_new_tokens=_longest(lm), prompt_tokens=PROMPT_TOKENS)
-    return Served(lm, engine, token_pieces(lm.tokenizer, range(len(lm.tokenizer))))
+    pieces = token_pieces(lm.tokenizer, range(len(lm.tokenizer)))
+    _warm_up(engine, pieces)
+    return Served(lm, engine, pieces)
+
+
+def _warm_up(engine: LiveEngine, pieces: Mapping[int, str]) -> None:
+    """Takes a step of every kind, which loads its kernels: nobody waits for it yet."""
+    strategies: list[Strategy] = [kind() for kind in STRATEGIES.values()]
+    prompt = Prompt(id=PROMPT_ID, instruction="", prompt="Hello")
+    watchers = [Painter(lambda event: None, number, pieces) for number in range(len(strategies))]
+    jobs = [Job(prompt, strategy, 0) for strategy in strategies]
+    engine.start(jobs, watchers, seed=0, max_new_tokens=min(2, engine.max_new_tokens))
+    while engine.is_busy:
+        engine.advance()
 
 
 def describe(number: int, model: str, strategy: Strategy) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from triptych.decoding import Beam, DiverseBeam, Greedy, TopP, decode
+from triptych.decoding import STRATEGIES, Beam, DiverseBeam, Greedy, TopP, decode
 from triptych.decoding.search import Move, Predictions
 from triptych.errors import ModelError
 from triptych.explorer.events import Painter, TextStream, Tree
 from triptych.explorer.playground import GenerateRequest, Playground, encode, playground_router
-from triptych.explorer.streams import PROMPT_ID
+from triptych.explorer.streams import PROMPT_ID, serve
 from triptych.models import LanguageModel
 from triptych.models.tiny import tiny_language_model
 from triptych.records import Prompt
@@ -66,6 +66,15 @@ def events(client: TestClient, **changes: Any) -> list[dict[str, Any]]:
 
 def of_type(kind: str, listed: list[dict[str, Any]], stream: int = 0) -> list[dict[str, Any]]:
     return [event for event in listed if event["type"] == kind and event.get("stream", stream) == stream]
+
+
+def test_every_kind_of_step_is_taken_before_anybody_waits_for_one(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(Painter, "ended", lambda _, generation: ended.append(generation.strategy))
+    assert not serve(lm).engine.is_busy
+    assert sorted(ended) == sorted(STRATEGIES)
 
 
 def test_the_form_is_told_everything(client: TestClient) -> None:
