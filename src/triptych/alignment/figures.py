@@ -3,20 +3,18 @@
 Not here: the audits, which ask more of a checkpoint (`triptych.auditing`).
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from triptych.alignment.dpo import DpoTask
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.grpo import GrpoTask
 from triptych.alignment.reward_model import RewardTask
 from triptych.alignment.state import Figure
-from triptych.records import Prompt
-from triptych.runs import read_metrics
-from triptych.stats import bare, clustered_bootstrap, exponential, paired_difference
+from triptych.stats import bootstrap_statistic, clustered_bootstrap, exponential, paired_difference
 from triptych.workers import Workers
-
-WHOLE = "one figure of the whole held-out set"
 
 
 def reward_figures(
@@ -52,9 +50,6 @@ def dpo_figures(task: DpoTask, clusters: Mapping[str, str], workers: Workers, *,
     accuracy = clustered_bootstrap(
         [float(margin > 0) for margin in held_out.margins], prompts, seed=seed, is_share=True
     )
-    log_ratio = clustered_bootstrap(
-        [b - a for a, b in zip(held_out.logprobs, held_out.references, strict=True)], token_prompts, seed=seed
-    )
     return [
         Figure(
             name="eval_accuracy",
@@ -66,21 +61,7 @@ def dpo_figures(task: DpoTask, clusters: Mapping[str, str], workers: Workers, *,
             estimate=clustered_bootstrap(held_out.margins, prompts, seed=seed),
             description="implicit reward of the chosen answer less that of the rejected one, held-out pairs",
         ),
-        Figure(
-            name="perplexity_ratio",
-            estimate=exponential(log_ratio),
-            description="perplexity on held-out chosen answers over the reference's, EOS counted; 1 is no change",
-        ),
-        Figure(
-            name="perplexity",
-            estimate=exponential(clustered_bootstrap([-p for p in held_out.logprobs], token_prompts, seed=seed)),
-            description="perplexity on held-out chosen answers, EOS counted",
-        ),
-        Figure(
-            name="perplexity_reference",
-            estimate=exponential(clustered_bootstrap([-p for p in held_out.references], token_prompts, seed=seed)),
-            description="the same of the reference",
-        ),
+        *perplexities(held_out.logprobs, held_out.references, token_prompts, seed=seed),
         Figure(
             name="kl",
             estimate=clustered_bootstrap(held_out.kl, token_prompts, seed=seed),
@@ -89,8 +70,8 @@ def dpo_figures(task: DpoTask, clusters: Mapping[str, str], workers: Workers, *,
     ]
 
 
-def grpo_figures(task: GrpoTask, held_out: Sequence[Prompt], run: Path, *, seed: int) -> list[Figure]:
-    """Reward, gold and lengths of one completion of each held-out prompt, against the same draws at the start."""
+def grpo_figures(task: GrpoTask, *, seed: int) -> list[Figure]:
+    """Of one completion of each held-out prompt, against the same draws at the start, and of held-out answers."""
     before, after = task.first_evaluation, task.last_evaluation
     if not after:
         return []
@@ -113,13 +94,41 @@ def grpo_figures(task: GrpoTask, held_out: Sequence[Prompt], run: Path, *, seed:
     figures.append(
         Figure(name="empty_rate", estimate=empty, description="share of empty completions of held-out prompts")
     )
-    last = read_metrics(run, "grpo.eval")[-1:] if (run / "metrics.jsonl").exists() else []
-    for name, what in (
-        ("length_median", "median length in tokens of completions of held-out prompts"),
-        ("perplexity", "perplexity on held-out chosen answers, EOS counted"),
-        ("perplexity_reference", "the same of the reference"),
-        ("kl", "exact token KL to the reference on own samples (nats per token)"),
+    figures.append(
+        Figure(
+            name="length_median",
+            estimate=bootstrap_statistic(_median, [after["length"]], seed=seed),
+            description="median length in tokens of completions of held-out prompts",
+        )
+    )
+    return [*figures, *_token_figures(task, seed=seed)]
+
+
+def _token_figures(task: GrpoTask, *, seed: int) -> Iterator[Figure]:
+    """Perplexity on held-out answers against the reference's, and the KL on the policy's own completions."""
+    if (answers := task.held_out_tokens) is not None:
+        yield from perplexities(answers.logprobs, answers.references, answers.prompts, seed=seed)
+    if (own := task.own_tokens) is not None:
+        yield Figure(
+            name="kl",
+            estimate=clustered_bootstrap(own.kl, own.prompts, seed=seed),
+            description="exact token KL to the reference on own samples (nats per token)",
+        )
+
+
+def perplexities(
+    logprobs: Sequence[float], references: Sequence[float], prompts: Sequence[Hashable], *, seed: int
+) -> Iterator[Figure]:
+    """Of held-out chosen answers, token by token, under the policy and its reference."""
+    of_answers = "perplexity on held-out chosen answers"
+    changes = [reference - logprob for logprob, reference in zip(logprobs, references, strict=True)]
+    for name, values, what in (
+        ("perplexity_ratio", changes, f"{of_answers} over the reference's, EOS counted; 1 is no change"),
+        ("perplexity", [-p for p in logprobs], f"{of_answers}, EOS counted"),
+        ("perplexity_reference", [-p for p in references], "the same of the reference"),
     ):
-        if last and last[0].get(name) is not None:
-            figures.append(Figure(name=name, estimate=bare(float(last[0][name]), len(names), WHOLE), description=what))
-    return figures
+        yield Figure(name=name, estimate=exponential(clustered_bootstrap(values, prompts, seed=seed)), description=what)
+
+
+def _median(x: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    return np.asarray(np.median(x, axis=axis))

@@ -19,7 +19,7 @@ from triptych.alignment.dpo import dropout_generator
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.loop import Decision, TrainingConfig
 from triptych.alignment.optimisation import OptimiserConfig
-from triptych.alignment.packing import micro_batches, offsets
+from triptych.alignment.packing import Group, micro_batches, offsets
 from triptych.alignment.policy import Policy
 from triptych.alignment.policy_losses import Grpo, PolicyBatch, PolicyLoss, k3, policy_loss, token_weights, total
 from triptych.alignment.reward_functions import NamedReward
@@ -74,6 +74,16 @@ class Rolled(NamedTuple):
     measured: dict[str, float | None]
 
 
+class ReadTokens(NamedTuple):
+    """Texts as policy and reference read them: nats, a value a token, of all workers."""
+
+    prompts: list[int]
+    """A number of the prompt whose text each token belongs to."""
+    logprobs: list[float]
+    references: list[float]
+    kl: list[float]
+
+
 class GrpoTask:
     """GRPO as the training loop sees it."""
 
@@ -103,6 +113,10 @@ class GrpoTask:
         """Rewards, gold and lengths of the latest evaluation, a value a held-out prompt, for paired figures."""
         self.first_evaluation: dict[str, list[float | None]] = {}
         """The same before the first step."""
+        self.own_tokens: ReadTokens | None = None
+        """Of the completions of the latest evaluation."""
+        self.held_out_tokens: ReadTokens | None = None
+        """Of held-out chosen answers, at the latest evaluation."""
 
     def accumulate(self, step: int) -> dict[str, float | None]:
         if self._rolled is None or step % self._config.iterations == 0:
@@ -276,11 +290,11 @@ class GrpoTask:
         """One completion of each held-out prompt, drawn as in training, with the same draws at every evaluation."""
         if not self._validation:
             return {}
-        mine = [self._validation[row] for row in self._workers.share(range(len(self._validation)))]
+        rows = self._workers.share(range(len(self._validation)))
         config = self._config
         groups = roll_out(
             self.policy.trained,
-            mine,
+            [self._validation[row] for row in rows],
             group_size=1,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
@@ -293,39 +307,38 @@ class GrpoTask:
         lengths = self._workers.gather([float(group.rollouts[0].n_tokens) for group in groups])
         self.last_evaluation = {"reward": rewards, "gold": gold, "length": [*lengths]}
         self.first_evaluation = self.first_evaluation or self.last_evaluation
+        self.own_tokens = self._read([group.group for group in groups], rows)
         return {
             "reward": _mean(rewards),
             "gold": _mean(gold),
             "length_median": float(median(lengths)),
             "empty_rate": sum(length == 0 for length in lengths) / len(lengths),
-            "kl": self._sample_kl(groups),
+            "kl": _mean(self.own_tokens.kl),
         }
-
-    def _sample_kl(self, groups: Sequence[RolloutGroup]) -> float | None:
-        """Exact token KL on the policy's own samples, nats per token."""
-        divergence, tokens = 0.0, 0
-        sizes = [group.group.n_tokens for group in groups]
-        for part in micro_batches(sizes, max_tokens=self._pass_tokens):
-            compared = self.policy.compare(self.policy.pack([groups[i].group for i in part]))
-            divergence += float(compared.kl.sum())
-            tokens += len(compared.kl)
-        divergence, all_tokens = self._workers.sum_of([divergence, float(tokens)])
-        return divergence / all_tokens if all_tokens else None
 
     def _evaluate_pairs(self) -> dict[str, float | None]:
         """Perplexity on held-out chosen answers: what the policy has forgotten."""
         if not self._pairs:
             return {}
-        mine = [self._pairs[row] for row in self._workers.share(range(len(self._pairs)))]
-        sums = torch.zeros(3, dtype=torch.float64)
-        groups = [pair.group._replace(completions=pair.group.completions[:1]) for pair in mine]
+        numbers: dict[tuple[int, ...], int] = {}
+        prompts = [numbers.setdefault(pair.group.prompt, len(numbers)) for pair in self._pairs]
+        rows = self._workers.share(range(len(self._pairs)))
+        chosen = [Group(self._pairs[row].group.prompt, self._pairs[row].group.completions[:1]) for row in rows]
+        read = self.held_out_tokens = self._read(chosen, [prompts[row] for row in rows])
+        logprob, reference = (math.fsum(values) / len(values) for values in (read.logprobs, read.references))
+        return {"perplexity": math.exp(-logprob), "perplexity_reference": math.exp(-reference)}
+
+    def _read(self, groups: Sequence[Group], prompts: Sequence[int]) -> ReadTokens:
+        """The completions of this worker's groups, one each, with those of all others; `prompts` number them."""
+        found = ReadTokens([], [], [], [])
         for part in micro_batches([group.n_tokens for group in groups], max_tokens=self._pass_tokens):
-            compared = self.policy.compare(self.policy.pack([groups[i] for i in part]))
-            columns = (compared.logprobs, compared.reference, torch.ones_like(compared.kl))
-            sums += torch.stack([column.double().sum() for column in columns]).cpu()
-        self._workers.sum([sums])
-        logprob, reference, tokens = sums.tolist()
-        return {"perplexity": math.exp(-logprob / tokens), "perplexity_reference": math.exp(-reference / tokens)}
+            packed = self.policy.pack([groups[i] for i in part])
+            found.prompts.extend(prompts[part.start + i] for i in packed.sequence.tolist())
+            compared = self.policy.compare(packed)
+            for column, values in zip(found[1:], compared, strict=True):
+                column.extend(values.tolist())
+        numbers, *columns = (self._workers.gather(column) for column in found)
+        return ReadTokens([int(number) for number in numbers], *columns)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,6 +1,7 @@
 """What the trainers left on disk, read and checked.
 
     alignment/<method>/trainer_state.json   required    what the run has come to: one TrainerState
+    alignment/<method>/adapter_config.json  optional    which modules the adapter is on
     metrics.jsonl                           optional    panel <method>: one line an optimizer step;
                                                         panel <method>.eval: one line an evaluation; step 0 is before
 
@@ -8,6 +9,7 @@
 it is left out of its curve and never taken for zero. Not here: statistics; nothing is computed in passing.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ METHODS: tuple[Method, ...] = ("reward", "dpo", "grpo")
 """In the order of the page."""
 OTHER_PANELS = ("decoding", "auditing", "dictionaries")
 """Parts of a configuration that say nothing about training."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's name for it; `triptych.models` has it too, and needs torch."""
 PARTIAL_REWARD = "reward/"
 """What the names of single reward functions begin with in the log."""
 STAGE_WORDS = frozenset({"eval", "final", "validation", "held", "out"})
@@ -60,6 +64,8 @@ class TrainingRun:
     """One an evaluation on held-out data."""
     config: Mapping[str, Any]
     """The settings of this run; empty where the manifest has none."""
+    lora_targets: tuple[str, ...] = ()
+    """Modules that the adapter is on, from its own configuration; none after full fine-tuning."""
 
     @property
     def method(self) -> Method:
@@ -152,7 +158,17 @@ def _read_run(run_dir: Path, method: Method, path: Path, config: Mapping[str, An
     if state.method != method:
         raise DataError(f"{path} is the state of a {state.method} run; move it to {FOLDER}/{state.method}")
     lines, evaluations = read_metrics(run_dir, method), read_metrics(run_dir, f"{method}.eval")
-    return TrainingRun(state, tuple(lines), tuple(evaluations), _own_config(config, method))
+    own = _own_config(config, method)
+    return TrainingRun(state, tuple(lines), tuple(evaluations), own, _lora_targets(path.parent / ADAPTER_CONFIG))
+
+
+def _lora_targets(path: Path) -> tuple[str, ...]:
+    try:
+        read = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); train again") from error
+    found = read.get("target_modules") if isinstance(read, dict) else None
+    return tuple(sorted(map(str, found))) if isinstance(found, list) else ()
 
 
 def _own_config(config: Mapping[str, Any], method: Method) -> Mapping[str, Any]:

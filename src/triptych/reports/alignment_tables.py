@@ -97,6 +97,11 @@ def _train_fraction(run: TrainingRun, config: Mapping[str, Any]) -> float | None
     return round(run.state.n_train / n, 2) if n else None
 
 
+def _lora_targets(run: TrainingRun, config: Mapping[str, Any]) -> Any:
+    # The adapter's own list first: a configuration may leave the choice to PEFT.
+    return [*run.lora_targets] or _at("lora", "targets")(run, config)
+
+
 def _in_8_bit(run: TrainingRun, config: Mapping[str, Any]) -> bool | None:
     return run.config["quantisation"] == "8bit" if "quantisation" in run.config else None
 
@@ -107,7 +112,7 @@ PAPER_SETTINGS: dict[Method, tuple[PaperSetting, ...]] = {
         PaperSetting("model", "global.model", _model),
         _setting("LoRA rank", "grpo.lora_rank_reward_model", "lora", "rank"),
         _setting("LoRA alpha", "grpo.lora_alpha", "lora", "alpha"),
-        _setting("LoRA targets", "grpo.lora_targets", "lora", "targets"),
+        PaperSetting("LoRA targets", "grpo.lora_targets", _lora_targets, ("lora", "targets")),
         PaperSetting(_SHARE, "grpo.train_fraction", _train_fraction),
     ),
     "dpo": (
@@ -127,7 +132,7 @@ PAPER_SETTINGS: dict[Method, tuple[PaperSetting, ...]] = {
         _setting("group", "grpo.group_size", "group_size"),
         _setting("LoRA rank", "grpo.lora_rank", "lora", "rank"),
         _setting("LoRA alpha", "grpo.lora_alpha", "lora", "alpha"),
-        _setting("LoRA targets", "grpo.lora_targets", "lora", "targets"),
+        PaperSetting("LoRA targets", "grpo.lora_targets", _lora_targets, ("lora", "targets")),
         PaperSetting("base in 8 bit", "grpo.load_in_8bit", _in_8_bit, ("quantisation",)),
         PaperSetting(_SHARE, "grpo.train_fraction", _train_fraction),
     ),

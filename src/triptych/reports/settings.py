@@ -81,7 +81,7 @@ def compare(name: str, key: str, ours: Any) -> Setting:
 def shown_value(value: Any) -> str:
     """A value of a configuration as text, not too long."""
     if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
+        return {None: "not set", True: "yes", False: "no"}[value]
     if isinstance(value, float):
         return f"{value:g}".replace("e-0", "e-")
     if isinstance(value, int):

@@ -40,7 +40,7 @@ def test_what_each_method_is_measured_by(states: dict[str, Any]) -> None:
     ]
     assert names["grpo"] == [
         *("reward", "reward_change", "length", "length_change", "empty_rate"),
-        *("length_median", "perplexity", "perplexity_reference", "kl"),
+        *("length_median", "perplexity_ratio", "perplexity", "perplexity_reference", "kl"),
     ]
 
 
@@ -61,6 +61,16 @@ def test_figures_are_those_of_the_last_evaluation(world: Any, states: dict[str, 
     grpo = {figure["name"]: figure["estimate"]["mean"] for figure in states["grpo"]["figures"]}
     first = world.metrics(world.folder / "figures-grpo" / "alignment" / "grpo")["grpo.eval"][0]
     assert grpo["reward_change"] == pytest.approx(grpo["reward"] - first["reward"], abs=1e-6)
+
+
+def test_every_figure_has_an_interval_or_says_why_not(states: dict[str, Any]) -> None:
+    for figure in (figure for state in states.values() for figure in state["figures"]):
+        estimate = figure["estimate"]
+        assert estimate["low"] is not None or "no interval: " in estimate["method"], figure
+    # 2 held-out pairs and 3 held-out prompts: perplexity is of the tokens of the ones, KL of those of the others.
+    grpo = {figure["name"]: figure["estimate"] for figure in states["grpo"]["figures"]}
+    assert [grpo[name]["n_clusters"] for name in ("perplexity", "perplexity_ratio", "kl")] == [2, 2, 3]
+    assert grpo["perplexity"]["low"] < grpo["perplexity"]["mean"] < grpo["perplexity"]["high"]
 
 
 def test_what_a_state_counts(world: Any, states: dict[str, Any]) -> None:

@@ -286,6 +286,25 @@ def test_every_key_of_the_paper_exists(method: Any) -> None:
     assert all(reported()[key].source for key in keys)
 
 
+def test_the_modules_of_an_adapter_are_its_own_list(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(folders["all"], copy)
+    path = copy / "alignment" / "grpo" / "adapter_config.json"
+
+    def targets() -> tuple[str, bool | None]:
+        run = read(copy)
+        row = next(row for row in settings(run.runs["grpo"], run.manifest.config) if row.name == "LoRA targets")
+        return row.ours, row.same
+
+    path.write_text('{"target_modules": ["v_proj", "k_proj"]}')
+    assert targets() == ("k_proj, v_proj", False)
+    path.write_text('{"target_modules": null}')
+    assert targets() == ("q_proj, v_proj", True)  # that of the recipe
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"adapter_config\.json cannot be read as JSON .* train again"):
+        targets()
+
+
 def test_settings_are_compared_with_what_was_done(folders: dict[str, Path]) -> None:
     run = read(folders["all"])
     dpo = {row.name: row for row in settings(run.runs["dpo"], run.manifest.config)}
