@@ -299,7 +299,7 @@ def test_the_modules_of_an_adapter_are_its_own_list(folders: dict[str, Path], tm
     path.write_text('{"target_modules": ["v_proj", "k_proj"]}')
     assert targets() == ("k_proj, v_proj", False)
     path.write_text('{"target_modules": null}')
-    assert targets() == ("q_proj, v_proj", True)  # that of the recipe
+    assert targets() == ("v_proj, q_proj", True)  # as the recipe has it
     path.write_text("{")
     with pytest.raises(DataError, match=r"adapter_config\.json cannot be read as JSON .* train again"):
         targets()
