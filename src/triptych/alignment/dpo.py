@@ -6,6 +6,7 @@ products of another shape would round otherwise: in bf16 that is not little.
 """
 
 import hashlib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from triptych import compiled, simd
+from triptych.alignment import head
+from triptych.alignment.backends import fused, generic, kernels
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.head import TokenComparison
 from triptych.alignment.loop import Stateless, TrainingConfig
@@ -22,11 +26,17 @@ from triptych.alignment.losses import Dpo, LossOutput, PairLogps, PreferenceLoss
 from triptych.alignment.optimisation import OptimiserConfig
 from triptych.alignment.packing import Packed, micro_batches
 from triptych.alignment.policy import Policy
+from triptych.decoding import kernels as shared_kernels
+from triptych.environment import device_description
 from triptych.files import atomic_path
+from triptych.models import llama
 from triptych.models.cache import cache_root
 from triptych.progress import progress
 from triptych.seeding import generator, stream_key
 from triptych.workers import Workers
+
+ARITHMETIC = (fused, generic, kernels, shared_kernels, head, llama, simd, compiled)
+"""Modules whose code decides about the last bit of a log-probability."""
 
 
 class DpoConfig(TrainingConfig):
@@ -207,11 +217,17 @@ def _compute_references(policy: Policy, passes: Sequence[Sequence[EncodedPair]],
 
 
 def _reference_key(policy: Policy, passes: Sequence[Sequence[EncodedPair]]) -> str:
-    """Of all that the numbers depend on: base, arithmetic, path and tokens, pass by pass."""
+    """Of all that the numbers depend on, to the last bit: base, arithmetic, machine, path and tokens, pass by pass.
+
+    What another machine computed, another number of threads or another version of our kernels, would not be the base's
+    own to the last bit: the first margin would not be 0, and the same run would end elsewhere.
+    """
     digest = hashlib.sha256()
-    digest.update(
-        f"{policy.lm.fingerprint}:{policy.lm.dtype}:{policy.trunk.path}:{policy.trunk.shares_prefix}:2".encode()
-    )
+    computed = (policy.lm.dtype, policy.trunk.path, policy.trunk.shares_prefix)
+    machine = (policy.lm.device, device_description(), torch.get_num_threads(), torch.__version__)
+    digest.update(repr((policy.lm.fingerprint, *map(str, computed), *map(str, machine))).encode())
+    for module in ARITHMETIC:
+        digest.update(inspect.getsource(module).encode())
     for part in passes:
         digest.update(repr([pair.group for pair in part]).encode())
     return digest.hexdigest()[:24]

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from triptych.alignment.adapters import LoraConfig
-from triptych.alignment.dpo import DpoConfig, DpoTask, PairOrder, completion_sums, reference_logprobs
+from triptych.alignment.dpo import ARITHMETIC, DpoConfig, DpoTask, PairOrder, completion_sums, reference_logprobs
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.packing import Group, pack
 from triptych.alignment.policy import Policy
@@ -99,6 +99,32 @@ def test_references_are_the_base_s_and_computed_once(monkeypatch: pytest.MonkeyP
     assert reference_logprobs(policy, pairs, config, workers=ALONE, show_progress=False) == found
     with pytest.raises(AssertionError, match="computed again"):
         reference_logprobs(policy, make_pairs(5, seed=1), config, workers=ALONE, show_progress=False)
+
+
+@pytest.mark.parametrize("moved", ["threads", "torch", "machine", "kernels"])
+def test_references_of_other_arithmetic_are_not_taken(moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their last bits would differ: a margin before the first step that is not 0."""
+    policy, pairs, config = make_policy(), make_pairs(5), DpoConfig(batch_size=2)
+    reference_logprobs(policy, pairs, config, workers=ALONE, show_progress=False)
+    calls: list[int] = []
+    compute = Policy.reference_logprobs
+
+    def counted(self: Policy, packed: Any) -> torch.Tensor:
+        calls.append(1)
+        return compute(self, packed)
+
+    monkeypatch.setattr(Policy, "reference_logprobs", counted)
+    match moved:
+        case "threads":
+            monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+        case "torch":
+            monkeypatch.setattr(torch, "__version__", "2.99.0")
+        case "machine":
+            monkeypatch.setattr("triptych.alignment.dpo.device_description", lambda: "cpu: another")
+        case _:
+            monkeypatch.setattr("triptych.alignment.dpo.ARITHMETIC", ARITHMETIC[1:])
+    reference_logprobs(policy, pairs, config, workers=ALONE, show_progress=False)
+    assert calls
 
 
 def test_only_pairs_that_a_step_will_take_have_references() -> None:
