@@ -45,4 +45,5 @@ def ratio_estimate(parts: FloatArray, wholes: FloatArray, *, complement: bool = 
     without = (part - parts) / rest
     value = part / whole
     estimate = delete_one(1 - value if complement else value, 1 - without if complement else without, n=n)
-    return estimate.model_copy(update={"method": estimate.method.replace("prompt", "image")})
+    method = estimate.method.replace("a-prompt", "an-image").replace("prompt", "image")
+    return estimate.model_copy(update={"method": method})
