@@ -3,8 +3,6 @@
 Not here: tables 5 and 6 of the paper (`triptych.reports.dictionaries_paper`).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from triptych.dictionaries.records import MAIN, BackboneRecord, TrainedRecord
@@ -233,26 +231,29 @@ def backbones_table(run: Dictionaries) -> Table | None:
     """The backbones that were trained on the spot, and how well they name factors; None where none was."""
     if not run.backbones:
         return None
-    factors = tuple(dict.fromkeys(factor for backbone in run.backbones for factor in backbone.accuracy))
-    rows = tuple(_backbone_row(backbone, factors) for backbone in run.backbones)
+    factors = dict.fromkeys(factor for backbone in run.backbones for factor in backbone.accuracy)
+    # A factor a row: a page is not wide enough for many factors beside each other.
+    rows = (
+        (Cell("parameters"), *(Cell(fmt.number(one.parameters, 0)) for one in run.backbones)),
+        (Cell("images", "epochs"), *(_trained_on(one) for one in run.backbones)),
+        (Cell("time"), *(Cell(fmt.duration(one.seconds)) for one in run.backbones)),
+        *(
+            (
+                Cell(f"accuracy: {shown_name(factor)}", "the commonest value"),
+                *(_accuracy(one, factor) for one in run.backbones),
+            )
+            for factor in factors
+        ),
+    )
     columns = (
-        Column("Backbone"),
-        Column("parameters", numeric=True),
-        Column("images", "epochs", numeric=True),
-        Column("time", numeric=True),
-        *(Column(f"accuracy: {shown_name(factor)}", "the commonest value", numeric=True) for factor in factors),
+        Column("Measure"),
+        *(Column(shown_name(one.name), one.family, numeric=True) for one in run.backbones),
     )
     return Table("dictionaries-backbones", f"Backbones: accuracy on held-out images, {INTERVAL}", columns, rows)
 
 
-def _backbone_row(backbone: BackboneRecord, factors: Sequence[str]) -> tuple[Cell, ...]:
-    return (
-        Cell(shown_name(backbone.name), backbone.family),
-        Cell(fmt.number(backbone.parameters, 0)),
-        Cell(fmt.number(backbone.images, 0), fmt.plural(backbone.epochs, "epoch")),
-        Cell(fmt.duration(backbone.seconds)),
-        *(_accuracy(backbone, factor) for factor in factors),
-    )
+def _trained_on(backbone: BackboneRecord) -> Cell:
+    return Cell(fmt.number(backbone.images, 0), fmt.plural(backbone.epochs, "epoch"))
 
 
 def _accuracy(backbone: BackboneRecord, factor: str) -> Cell:

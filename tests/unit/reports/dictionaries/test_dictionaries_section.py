@@ -375,7 +375,10 @@ def test_quality_has_a_line_a_measure_and_model(run: Dictionaries) -> None:
 def test_backbones_and_costs(run: Dictionaries) -> None:
     backbone = backbones_table(run)
     assert backbone is not None
-    assert (backbone.rows[0][4].text, backbone.rows[0][4].note) == ("0.910", f"[0.900,{NBSP}0.920]; 0.125")
+    assert [column.head for column in backbone.columns][:2] == ["Measure", run.backbones[0].name]
+    accuracy = backbone.rows[3]
+    assert accuracy[0].text.startswith("accuracy: ")
+    assert (accuracy[1].text, accuracy[1].note) == ("0.910", f"[0.900,{NBSP}0.920]; 0.125")
     costs = texts(costs_table(run), "universal")
     assert costs[1] == "resnet, vit"
     assert costs[-1] == "20,492"  # 1,500,000 rows in 73.2 s
