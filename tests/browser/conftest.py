@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 from tests.unit.explorer.conftest import write_run
 
 from triptych.explorer.app import create_app
@@ -138,6 +138,12 @@ def settled(page: Page) -> None:
     """Until the page in view is complete, lists included."""
     page.wait_for_selector("main:not([aria-busy]) h1")
     page.wait_for_selector(".results[aria-busy]", state="detached")
+
+
+def titled(page: Page, title: str) -> None:
+    """Until the page of this title is in view and complete: a key is not waited for, as a click is."""
+    expect(page).to_have_title(title, timeout=30_000)
+    settled(page)
 
 
 def focused(page: Page) -> Any:

@@ -1,7 +1,7 @@
 """Everything can be done without a mouse."""
 
 from playwright.sync_api import Page, expect
-from tests.browser.conftest import focused, go, settled
+from tests.browser.conftest import focused, go, settled, titled
 
 
 def tab_to(page: Page, text: str) -> None:
@@ -23,8 +23,7 @@ def test_from_the_skip_link_to_a_comparison(page: Page) -> None:
     settled(page)
     tab_to(page, "Generations")
     page.keyboard.press("Enter")
-    settled(page)
-    assert page.title() == "Generations · Triptych"
+    titled(page, "Generations · Triptych")
 
     page.keyboard.press("/")
     page.keyboard.type("answer 4")
@@ -36,11 +35,9 @@ def test_from_the_skip_link_to_a_comparison(page: Page) -> None:
     page.keyboard.press("x")
     expect(page.locator("tbody :checked")).to_have_count(2)
     page.keyboard.press("c")
-    settled(page)
-    assert page.title() == "Comparison of 16 and 17 · Triptych"
+    titled(page, "Comparison of 16 and 17 · Triptych")
     page.keyboard.press("u")
-    settled(page)
-    assert "q=answer+4" in page.url, "the way back keeps the filters"
+    page.wait_for_url("**q=answer+4**")  # the way back keeps the filters
 
 
 def test_enter_opens_a_row_and_brackets_go_on(page: Page) -> None:
@@ -49,11 +46,9 @@ def test_enter_opens_a_row_and_brackets_go_on(page: Page) -> None:
     page.keyboard.press("j")
     page.keyboard.press("k")
     page.keyboard.press("Enter")
-    settled(page)
-    assert page.title() == "Generation 0 · Triptych"
+    titled(page, "Generation 0 · Triptych")
     page.keyboard.press("]")
-    settled(page)
-    assert page.title() == "Generation 1 · Triptych"
+    titled(page, "Generation 1 · Triptych")
     go(page, "#/concepts/1")
     page.keyboard.press("]")
     page.wait_for_url("**/concepts/2")

@@ -25,6 +25,9 @@ from triptych.simd import as_array
 
 _PREFILL_TOKENS = 4096
 _MAX_POSITIONS = 1 << 17
+_LOWEST, _HIGHEST = 64, 240
+"""Rows of one matrix product. For fewer and for more the matrix library takes kernels that round differently (LOG.md,
+2026-11-27): what a row gets must not depend on how many others there are."""
 
 
 class _Layer(NamedTuple):
@@ -67,7 +70,7 @@ class FusedBackend(Backend):
         self._norm = base.model.norm.weight
         head = _dense_weight(base.lm_head)
         self.vocabulary = head.shape[0]
-        self._head = packed_linear(head)
+        self._head = _steady(packed_linear(head))
         with torch.inference_mode():
             positions = torch.arange(lm.context_length or _MAX_POSITIONS)[None]
             cos, sin = base.model.rotary_emb(torch.empty(0), positions)
@@ -241,14 +244,17 @@ def _read_layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         input_norm=layer.input_layernorm.weight,
-        qkv=packed_linear(
-            _dense_weight(attention.q_proj), _dense_weight(attention.k_proj), _dense_weight(attention.v_proj)
-        ),
-        output=packed_linear(_dense_weight(attention.o_proj)),
+        qkv=_product(attention.q_proj, attention.k_proj, attention.v_proj),
+        output=_product(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=packed_linear(_dense_weight(mlp.gate_proj), _dense_weight(mlp.up_proj)),
-        down=packed_linear(_dense_weight(mlp.down_proj)),
+        gate_up=_product(mlp.gate_proj, mlp.up_proj),
+        down=_product(mlp.down_proj),
     )
+
+
+def _product(*modules: Any) -> Linear:
+    """Linear modules that read one input, as one product."""
+    return _steady(packed_linear(*map(_dense_weight, modules)))
 
 
 def _dense_weight(module: Any) -> Tensor:
@@ -260,6 +266,21 @@ def _dense_weight(module: Any) -> Tensor:
     for name in active:
         weight = weight + module.get_delta_weight(name).to(weight.dtype)
     return weight
+
+
+def _steady(linear: Linear) -> Linear:
+    """The same product at heights between `_LOWEST` and `_HIGHEST` alone, where every row gets the same bits."""
+
+    def apply(x: Tensor) -> Tensor:
+        rows = len(x)
+        if rows < _LOWEST:
+            padded = x.new_zeros(_LOWEST, x.shape[1])
+            padded[:rows] = x
+            return linear(padded)[:rows]
+        parts = x.tensor_split(-(-rows // _HIGHEST))
+        return torch.cat([linear(part) for part in parts]) if len(parts) > 1 else linear(x)
+
+    return apply
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
