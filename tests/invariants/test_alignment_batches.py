@@ -1,13 +1,14 @@
 """A step is a function of its batch: not of how the batch is cut into passes, of the order within it, or of padding.
 
 Gradients and figures of one step are compared, in fp32 to 1e-5 of the largest entry. And the first step of all starts from
-nothing: a loss of ln 2, margins of 0, a KL of 0, to the last bit.
+nothing: a loss of ln 2, margins of 0, a KL of 0, to the last bit. Passes side by side are, to the last bit, the passes one
+after the other.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from triptych.alignment.packing import Group
 from triptych.alignment.policy import Policy
 from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.reward_model import RewardConfig, RewardTask, new_scorer
-from triptych.alignment.scorers import Scorer
+from triptych.alignment.scorers import DecoderScorer, Scorer
+from triptych.lanes import Lanes
 from triptych.models.tiny import save_tiny, tiny_gpt2, tiny_language_model, tiny_llama
 from triptych.records import Prompt
 from triptych.seeding import generator
@@ -96,11 +98,13 @@ def spread(prompts: list[str], completions: list[str], **columns: object) -> lis
     return [None if i == 5 else float(sum(map(ord, text)) % 17) for i, text in enumerate(completions)]
 
 
-def grpo_task(policy: Policy, prompts: Sequence[Prompt] = PROMPTS, **options: Any) -> GrpoTask:
+def grpo_task(
+    policy: Policy, prompts: Sequence[Prompt] = PROMPTS, validation: Sequence[Prompt] = (), **options: Any
+) -> GrpoTask:
     config = GrpoConfig.model_validate(
         {"lora": LORA, "prompts_per_step": len(prompts), "group_size": 3, "max_new_tokens": 12, **options}
     )
-    return GrpoTask(policy, config, prompts, (), (), [NamedReward("spread", spread)], None, ALONE, seed=0)
+    return GrpoTask(policy, config, prompts, validation, (), [NamedReward("spread", spread)], None, ALONE, seed=0)
 
 
 def step(task: Any, parameters: Mapping[str, torch.nn.Parameter]) -> tuple[dict[str, float | None], dict[str, Tensor]]:
@@ -212,3 +216,74 @@ class TestGrpo:
             task.rewards = [even]
             tasks.append(step(task, policy.parameters))
         require_same(tasks[1], tasks[0], but=["reward/even"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+class TestLanes:
+    """Three passes and more, in one lane and in two: whoever ends first, the sums are added in the same order."""
+
+    CUT: ClassVar[dict[str, Any]] = {"micro_batch_size": 1}
+
+    def require_same_bits(self, task: Any, policy: Policy) -> None:
+        held_out, found = [], []
+        for lanes in (Lanes(1), Lanes(2)):
+            policy.trunk = policy.trunk._replace(lanes=lanes)
+            held_out.append(task.evaluate())
+            found.append(step(task, policy.parameters))
+        assert held_out[0] == held_out[1]
+        assert found[0][0] == found[1][0]
+        for name, gradient in found[0][1].items():
+            assert torch.equal(gradient, found[1][1][name]), name
+
+    def test_dpo(self, dtype: torch.dtype) -> None:
+        policy = make_policy("fused", dtype=dtype)
+        self.require_same_bits(dpo_task(policy, validation=make_pairs(5, seed=1), **self.CUT), policy)
+
+    def test_the_reference_of_dpo(self, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        policy = make_policy("fused", dtype=dtype)
+        config = DpoConfig.model_validate({"lora": LORA, "batch_size": 3, **self.CUT})
+        found = []
+        for lanes in (Lanes(1), Lanes(2)):
+            policy.trunk = policy.trunk._replace(lanes=lanes)
+            monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / str(lanes.count)))
+            found.append(reference_logprobs(policy, PAIRS, config, workers=ALONE, show_progress=False))
+        assert found[0] == found[1]
+
+    def test_grpo(self, dtype: torch.dtype) -> None:
+        policy = make_policy("fused", dtype=dtype)
+        self.require_same_bits(grpo_task(policy, validation=PROMPTS[:3], **self.CUT), policy)
+
+    def test_a_reward_model(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        config = RewardConfig.model_validate({"lora": LORA, "path": "fused"})
+        number = str(dtype).removeprefix("torch.")
+        scorer = new_scorer(str(save_tiny(tmp_path)), config, dtype=number, device="cpu", seed=0).scorer
+        assert isinstance(scorer, DecoderScorer)
+        shake(scorer.parameters)
+        task = reward_task(scorer, **self.CUT)
+        margins, found = [], []
+        for lanes in (Lanes(1), Lanes(2)):
+            scorer.lanes = lanes
+            margins.append(task.margins(PAIRS))
+            found.append(step(task, scorer.parameters))
+        assert (margins[0], found[0][0]) == (margins[1], found[1][0])
+        for name, gradient in found[0][1].items():
+            assert torch.equal(gradient, found[1][1][name]), name
+
+
+def test_the_gradient_of_a_prompts_end_is_added_up_in_one_order() -> None:
+    # A group's completions all send a gradient to the last token of their prompt. Added up on two threads in whatever
+    # order they come, as indexing does it with as many numbers as here, sums differ from time to time.
+    policy = make_policy("fused")
+    packed = policy.pack([Group((5, 6, 7), tuple(tuple(range(4, 104)) for _ in range(12)))])
+    hidden = torch.randn(packed.n_tokens, policy.lm.base.config.hidden_size, requires_grad=True)
+    gradient = torch.randn(len(packed.sources), hidden.shape[1])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        (expected,) = torch.autograd.grad(policy._selected(hidden, packed, policy.trunk), hidden, gradient)
+        torch.set_num_threads(4)
+        for _ in range(200):
+            (found,) = torch.autograd.grad(policy._selected(hidden, packed, policy.trunk), hidden, gradient)
+            assert torch.equal(found, expected)
+    finally:
+        torch.set_num_threads(threads)

@@ -130,7 +130,11 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("lora", LORAS)
-def test_the_fused_path_is_transformers_own(model: str, lora: str) -> None:
+@pytest.mark.parametrize("longest", [0, 8, 512], ids=["by segment", "some rows whole", "rows whole"])
+def test_the_fused_path_is_transformers_own(
+    model: str, lora: str, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "BLOCK_TOKENS", longest)
     policy = make_policy(MODELS[model](), LORAS[lora])
     assert (policy.trunk.path, policy.trunk.shares_prefix) == ("fused", True)
     require_same(ours(policy), plainest(policy))

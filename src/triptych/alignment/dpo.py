@@ -16,26 +16,27 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from triptych import compiled, simd
+from triptych import compiled, lanes, simd
 from triptych.alignment import head
 from triptych.alignment.backends import fused, generic, kernels
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.head import TokenComparison
 from triptych.alignment.loop import Stateless, TrainingConfig
 from triptych.alignment.losses import Dpo, LossOutput, PairLogps, PreferenceLoss, preference_loss
-from triptych.alignment.optimisation import OptimiserConfig
-from triptych.alignment.packing import Packed, micro_batches
+from triptych.alignment.optimisation import OptimiserConfig, accumulate
+from triptych.alignment.packing import Packed, micro_batches, pass_tokens
 from triptych.alignment.policy import Policy
 from triptych.decoding import kernels as shared_kernels
 from triptych.environment import device_description
 from triptych.files import atomic_path
+from triptych.lanes import Lanes
 from triptych.models import llama
 from triptych.models.cache import cache_root
 from triptych.progress import progress
 from triptych.seeding import generator, stream_key
 from triptych.workers import Workers
 
-ARITHMETIC = (fused, generic, kernels, shared_kernels, head, llama, simd, compiled)
+ARITHMETIC = (fused, generic, kernels, shared_kernels, head, llama, simd, compiled, lanes)
 """Modules whose code decides about the last bit of a log-probability."""
 
 
@@ -104,15 +105,20 @@ class DpoTask(Stateless):
         batch = self._order.batch(step)
         mine = [self._train[row] for row in self._workers.share(batch)]
         sums = torch.zeros(8, dtype=torch.float64)
-        for part in micro_batches_of(mine, self._config, self._policy.lm.device):
+
+        def read(part: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
             packed = self._policy.pack([pair.group for pair in part])
             dropout = dropout_generator(self._config, self._seed, step, part[0].id)
-            read = self._policy.logprobs(packed, generator=dropout)
-            pairs = pair_logps(completion_sums(read.logprobs, packed), self._references_of(part), packed)
+            logprobs = self._policy.logprobs(packed, generator=dropout).logprobs
+            pairs = pair_logps(completion_sums(logprobs, packed), self._references_of(part), packed)
             out = preference_loss(self._config.loss, pairs)
-            (out.losses.sum() / len(batch)).backward()
-            sums += _pair_sums(out, pairs)
-            sums[7] += packed.n_tokens
+            own = _pair_sums(out, pairs)
+            own[7] = packed.n_tokens
+            return out.losses.sum() / len(batch), own
+
+        parts = micro_batches_of(mine, self._config, self._policy.lm.device, self._policy.trunk.lanes)
+        for own in accumulate(read, parts, self._policy.parameters.values(), self._policy.trunk.lanes):
+            sums += own
         self._workers.sum([sums])
         return _pair_means(sums, len(batch)) | {"tokens": float(sums[7])}
 
@@ -122,9 +128,13 @@ class DpoTask(Stateless):
         mine = [self._validation[row] for row in self._workers.share(range(len(self._validation)))]
         sums = torch.zeros(8, dtype=torch.float64)
         seen = HeldOut([], [], [], [], [], [])
-        for part in micro_batches_of(mine, self._config, self._policy.lm.device):
+
+        def read(part: Sequence[EncodedPair]) -> tuple[Packed, TokenComparison]:
             packed = self._policy.pack([pair.group for pair in part])
-            compared = self._policy.compare(packed)
+            return packed, self._policy.compare(packed)
+
+        parts = micro_batches_of(mine, self._config, self._policy.lm.device, self._policy.trunk.lanes)
+        for part, (packed, compared) in zip(parts, self._policy.trunk.lanes.map(read, parts), strict=True):
             sums_of = [completion_sums(one, packed) for one in (compared.logprobs, compared.reference)]
             pairs = pair_logps(sums_of[0], sums_of[1], packed)
             out = preference_loss(self._config.loss, pairs)
@@ -157,11 +167,12 @@ def completion_sums(logprobs: Tensor, packed: Packed) -> Tensor:
 
 
 def micro_batches_of(
-    pairs: Sequence[EncodedPair], config: TrainingConfig, device: torch.device
+    pairs: Sequence[EncodedPair], config: TrainingConfig, device: torch.device, lanes: Lanes
 ) -> list[list[EncodedPair]]:
-    """The pairs in their order, as many in a pass as fit."""
+    """The pairs in their order, as many in a pass as fit, and every lane busy."""
     sizes = [pair.group.n_tokens for pair in pairs]
-    ranges = micro_batches(sizes, max_tokens=config.pass_tokens(device), max_groups=config.micro_batch_size)
+    most = pass_tokens(sizes, config.pass_tokens(device), lanes.count)
+    ranges = micro_batches(sizes, max_tokens=most, max_groups=config.micro_batch_size)
     return [[pairs[i] for i in one] for one in ranges] if pairs else []
 
 
@@ -183,7 +194,7 @@ def reference_logprobs(
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """(chosen, rejected) under the base of each training pair that a step takes, from the cache if they are there."""
-    passes = _passes(pairs, config, policy.lm.device, workers, seed)
+    passes = _passes(pairs, config, policy, workers, seed)
     path = cache_root() / "references" / f"{_reference_key(policy, passes)}.safetensors"
     if workers.is_main and not path.exists():
         table = _compute_references(policy, passes, show_progress)
@@ -196,23 +207,28 @@ def reference_logprobs(
 
 
 def _passes(
-    pairs: Sequence[EncodedPair], config: DpoConfig, device: torch.device, workers: Workers, seed: int
+    pairs: Sequence[EncodedPair], config: DpoConfig, policy: Policy, workers: Workers, seed: int
 ) -> list[list[EncodedPair]]:
     """The passes of the first epoch, of all workers."""
     order = PairOrder(len(pairs), config.batch_size, config.epochs, config.max_steps, seed)
     batches = [order.batch(step) for step in range(min(order.steps, order.per_epoch))]
     shares = [batch[rank :: workers.count] for batch in batches for rank in range(workers.count)]
-    return [part for share in shares for part in micro_batches_of([pairs[row] for row in share], config, device)]
+    device, lanes = policy.lm.device, policy.trunk.lanes
+    return [part for share in shares for part in micro_batches_of([pairs[row] for row in share], config, device, lanes)]
 
 
 def _compute_references(policy: Policy, passes: Sequence[Sequence[EncodedPair]], show_progress: bool) -> Tensor:
     """[pairs, 2], fp32."""
+
+    def read(part: Sequence[EncodedPair]) -> Tensor:
+        packed = policy.pack([pair.group for pair in part])
+        return completion_sums(policy.reference_logprobs(packed), packed).float().cpu()
+
     rows: list[Tensor] = []
     with progress(sum(map(len, passes)), "pairs", "reference", enabled=show_progress) as meter:
-        for part in passes:
-            packed = policy.pack([pair.group for pair in part])
-            rows.append(completion_sums(policy.reference_logprobs(packed), packed).float().cpu())
-            meter.advance(len(part))
+        for own in policy.trunk.lanes.map(read, passes):
+            rows.append(own)
+            meter.advance(len(own))
     return torch.cat(rows)
 
 

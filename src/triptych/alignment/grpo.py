@@ -17,11 +17,21 @@ from torch import Tensor
 from triptych.alignment.advantages import ADVANTAGES, zero_variance_share
 from triptych.alignment.dpo import dropout_generator
 from triptych.alignment.encoding import EncodedPair
+from triptych.alignment.head import TokenComparison
 from triptych.alignment.loop import Decision, TrainingConfig
-from triptych.alignment.optimisation import OptimiserConfig
-from triptych.alignment.packing import Group, micro_batches, offsets
+from triptych.alignment.optimisation import OptimiserConfig, accumulate
+from triptych.alignment.packing import Group, Packed, micro_batches, offsets, pass_tokens
 from triptych.alignment.policy import Policy
-from triptych.alignment.policy_losses import Grpo, PolicyBatch, PolicyLoss, k3, policy_loss, token_weights, total
+from triptych.alignment.policy_losses import (
+    Grpo,
+    PolicyBatch,
+    PolicyLoss,
+    PolicyLossOutput,
+    k3,
+    policy_loss,
+    token_weights,
+    total,
+)
 from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.rollouts import RolloutGroup, Scored, roll_out, score_rollouts
 from triptych.alignment.state import Warned
@@ -206,18 +216,19 @@ class GrpoTask:
         parts, sums = [], torch.zeros(5, dtype=torch.float64)
         starts = offsets([len(group.rollouts) for group in rolled.groups])
         sizes = [group.group.n_tokens for group in rolled.groups]
-        for part in micro_batches(sizes, max_tokens=self._pass_tokens, max_groups=config.micro_batch_size):
+
+        def read(part: range) -> tuple[Tensor, tuple[PolicyLossOutput, Tensor]]:
             groups = [rolled.groups[i] for i in part]
             rows = slice(starts[part.start], starts[part.stop])
             packed = self.policy.pack([group.group for group in groups])
             dropout = dropout_generator(config, self._seed, step, groups[0].prompt.id)
-            read = self.policy.logprobs(packed, temperature=config.temperature, generator=dropout)
-            device = read.logprobs.device
+            own = self.policy.logprobs(packed, temperature=config.temperature, generator=dropout)
+            device = own.logprobs.device
             behaviour = torch.tensor([p for g in groups for one in g.rollouts for p in one.behaviour_logprobs])
             # Also where it has no weight in the loss: a policy that drifts unmeasured is how collapses go unseen.
             reference = self.policy.reference_logprobs(packed, temperature=config.temperature)
             batch = PolicyBatch(
-                logps=read.logprobs,
+                logps=own.logprobs,
                 behaviour_logps=behaviour.to(device),
                 ref_logps=reference,
                 sequence=packed.sequence.to(device),
@@ -225,23 +236,22 @@ class GrpoTask:
                 weights=rolled.weights[rows].to(device),
             )
             out = policy_loss(config.loss, batch)
-            out.loss.backward()
-            parts.append(out)
-            first = self.policy.first_token_probability(read, packed, self.policy.lm.eos_ids)
-            logps = read.logprobs.detach()
-            sums += (
-                torch.stack(
-                    [
-                        read.entropies.sum(),
-                        k3(logps, reference).sum(),
-                        (logps - batch.behaviour_logps).abs().sum(),
-                        first.sum(),
-                        torch.tensor(float(packed.n_tokens), device=device),
-                    ]
-                )
-                .double()
-                .cpu()
+            first = self.policy.first_token_probability(own, packed, self.policy.lm.eos_ids)
+            logps = own.logprobs.detach()
+            measured = (
+                own.entropies.sum(),
+                k3(logps, reference).sum(),
+                (logps - batch.behaviour_logps).abs().sum(),
+                first.sum(),
+                torch.tensor(float(packed.n_tokens), device=device),
             )
+            return out.loss, (out, torch.stack(measured).double().cpu())
+
+        most = pass_tokens(sizes, self._pass_tokens, self.policy.trunk.lanes.count)
+        passes = micro_batches(sizes, max_tokens=most, max_groups=config.micro_batch_size)
+        for out, measured in accumulate(read, passes, self.policy.parameters.values(), self.policy.trunk.lanes):
+            parts.append(out)
+            sums += measured
         n_tokens = sum(len(one.token_ids) for group in rolled.groups for one in group.rollouts)
         n = sum(len(group.rollouts) for group in rolled.groups)
         whole = total(parts) if parts else None
@@ -331,10 +341,15 @@ class GrpoTask:
     def _read(self, groups: Sequence[Group], prompts: Sequence[int]) -> ReadTokens:
         """The completions of this worker's groups, one each, with those of all others; `prompts` number them."""
         found = ReadTokens([], [], [], [])
-        for part in micro_batches([group.n_tokens for group in groups], max_tokens=self._pass_tokens):
+
+        def read(part: range) -> tuple[Packed, TokenComparison]:
             packed = self.policy.pack([groups[i] for i in part])
+            return packed, self.policy.compare(packed)
+
+        sizes, lanes = [group.n_tokens for group in groups], self.policy.trunk.lanes
+        passes = micro_batches(sizes, max_tokens=pass_tokens(sizes, self._pass_tokens, lanes.count))
+        for part, (packed, compared) in zip(passes, lanes.map(read, passes), strict=True):
             found.prompts.extend(prompts[part.start + i] for i in packed.sequence.tolist())
-            compared = self.policy.compare(packed)
             for column, values in zip(found[1:], compared, strict=True):
                 column.extend(values.tolist())
         numbers, *columns = (self._workers.gather(column) for column in found)

@@ -1,11 +1,11 @@
-"""AdamW with a schedule and clipping: what turns summed gradients into a step.
+"""From losses to a step: gradients summed over passes, then AdamW with a schedule and clipping.
 
 Learning rates are pure functions of the step, so there is no scheduler state to save.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from triptych.config import Config
 from triptych.errors import WorkError
+from triptych.lanes import Lanes
+
+Part = TypeVar("Part")
+Measured = TypeVar("Measured")
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -44,6 +48,35 @@ def learning_rate(config: OptimiserConfig, step: int, total: int) -> float:
     if step < warm:
         return config.learning_rate * step / warm
     return config.learning_rate * SCHEDULES[config.schedule]((step - warm) / max(1, total - warm))
+
+
+def accumulate(
+    read: Callable[[Part], tuple[Tensor, Measured]],
+    parts: Sequence[Part],
+    parameters: Iterable[nn.Parameter],
+    lanes: Lanes,
+) -> Iterator[Measured]:
+    """Adds to the parameters' gradients those of the loss that `read` gives for each part, and yields what it measured.
+
+    In the order of the parts, wherever they run: sums do not depend on who was first.
+    """
+    if lanes.count == 1:
+        for part in parts:
+            loss, measured = read(part)
+            loss.backward()
+            yield measured
+        return
+    trained = [*parameters]
+
+    def differentiate(part: Part) -> tuple[Sequence[Tensor | None], Measured]:
+        loss, measured = read(part)
+        return torch.autograd.grad(loss, trained, allow_unused=True), measured
+
+    for gradients, measured in lanes.map(differentiate, parts):
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        yield measured
 
 
 class Optimiser:

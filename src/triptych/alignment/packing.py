@@ -9,6 +9,7 @@ and gradients are those of separate rows, and the prompt is computed once: a pai
 Not here: which groups share a forward pass (`batches`), running a model over them (`backends`).
 """
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+FEWEST_TOKENS = 128
+"""Of a pass, unless there are no more."""
 
 
 class Group(NamedTuple):
@@ -96,6 +100,12 @@ def pack(groups: Sequence[Group], *, share_prefix: bool = True) -> Packed:
     )
 
 
+def split(group: Group, max_tokens: int) -> list[Group]:
+    """The completions in their order, behind the prompt again and again, in groups within `max_tokens` or of one."""
+    parts = micro_batches([len(one) for one in group.completions], max_tokens=max_tokens - len(group.prompt))
+    return [Group(group.prompt, group.completions[part.start : part.stop]) for part in parts]
+
+
 def row_bounds(packed: Packed) -> list[tuple[int, int]]:
     """(start, stop) of each packed row: a prompt with its completions."""
     starts = [segment.start for segment in packed.segments if segment.prefix_length == 0]
@@ -111,6 +121,17 @@ def visible(packed: Packed, start: int, stop: int) -> Bool[Tensor, "w w"]:
             mask[own : own + n, own : own + n] = torch.ones(n, n, dtype=torch.bool).tril()
             mask[own : own + n, shared : shared + m] = True
     return mask
+
+
+def pass_tokens(sizes: Sequence[int], most: int, lanes: int) -> int:
+    """At most `most` tokens of a pass, and so many fewer that every lane gets as much as the others, pass by pass.
+
+    Not below `FEWEST_TOKENS`, where what a pass costs besides its tokens would be most of it.
+    """
+    if lanes == 1:
+        return most
+    rounds = math.ceil(sum(sizes) / (most * lanes))
+    return min(most, max(FEWEST_TOKENS, math.ceil(sum(sizes) / max(1, rounds * lanes))))
 
 
 def micro_batches(sizes: Sequence[int], *, max_tokens: int, max_groups: int | None = None) -> list[range]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from triptych.alignment.adapters import LoraConfig, with_lora
 from triptych.alignment.head import TokenComparison, TokenLogprobs, any_head, compare_heads, frozen_head
@@ -118,7 +119,9 @@ class Policy:
         return torch.softmax(logits, dim=-1)[:, sorted(tokens)].sum(-1)
 
     def _selected(self, hidden: Tensor, packed: Packed, trunk: Trunk) -> Tensor:
-        states = trunk.states(hidden[packed.sources.to(hidden.device)])
+        # Not by indexing: on several threads its gradient adds up what completions send to the last token of their
+        # prompt in whatever order they come.
+        states = trunk.states(F.embedding(packed.sources.to(hidden.device), hidden))
         # The head is as large as a third of the body: it computes in the dtype of the base.
         return states.to(self.lm.dtype) if self.has_lora else states
 

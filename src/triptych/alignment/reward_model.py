@@ -5,14 +5,14 @@ them. What is scored at use is built by the function that built it in training; 
 says how. Not here: from tokens to scores (`scorers`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from triptych.alignment.adapters import with_lora
@@ -20,8 +20,8 @@ from triptych.alignment.dpo import PairOrder, dropout_generator, micro_batches_o
 from triptych.alignment.encoding import READERS, EncodedPair, Kind, Template, resolve_template
 from triptych.alignment.loop import Stateless, TrainingConfig
 from triptych.alignment.losses import bradley_terry
-from triptych.alignment.optimisation import OptimiserConfig
-from triptych.alignment.packing import Group, micro_batches
+from triptych.alignment.optimisation import OptimiserConfig, accumulate
+from triptych.alignment.packing import Group, micro_batches, split
 from triptych.alignment.scorers import Scorer, kind_of, make_scorer
 from triptych.config import parse_config
 from triptych.data.templates import render_prompt
@@ -42,6 +42,9 @@ from triptych.models.sources import (
 )
 from triptych.records import Prompt, Record
 from triptych.workers import Workers
+
+PASS_TOKENS = 1024
+"""Of a pass in use, prompts included: small enough that there is one for every lane."""
 
 
 class RewardConfig(TrainingConfig):
@@ -103,27 +106,33 @@ class RewardTask(Stateless):
     def margins(self, pairs: Sequence[EncodedPair]) -> list[float]:
         """r_chosen - r_rejected of each pair."""
         with torch.no_grad():
-            parts = [
-                self._scorer.scores([p.group for p in part]).view(-1, 2)
-                for part in micro_batches_of(pairs, self._config, self._scorer.device)
-            ]
-        return [float(chosen - rejected) for part in parts for chosen, rejected in part]
+            parts = micro_batches_of(pairs, self._config, self._scorer.device, self._scorer.lanes)
+            scores = [*self._scorer.lanes.map(lambda part: self._scorer.scores([p.group for p in part]), parts)]
+        return [float(chosen - rejected) for part in scores for chosen, rejected in part.view(-1, 2)]
 
     def _run(self, pairs: Sequence[EncodedPair], n: int, step: int | None) -> dict[str, float | None]:
         """Losses of some pairs, with gradients for a step (None: evaluation); means over the n pairs of all workers."""
-        sums = torch.zeros(4, dtype=torch.float64)
-        for part in micro_batches_of(pairs, self._config, self._scorer.device):
+
+        def read(part: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
             dropout = None
             if step is not None:
                 dropout = dropout_generator(self._config, self._seed, step, part[0].id)
             scores = self._scorer.scores([pair.group for pair in part], dropout).view(-1, 2)
             out = bradley_terry(scores[:, 0], scores[:, 1], centring=self._config.centring)
-            if step is not None:
-                (out.losses.sum() / n).backward()
             margin = out.rewards_chosen - out.rewards_rejected
             columns = (out.losses.detach(), (margin > 0).float(), margin)
             tokens = float(sum(pair.group.n_tokens for pair in part))
-            sums += torch.tensor([*(float(column.sum()) for column in columns), tokens], dtype=torch.float64)
+            own = torch.tensor([*(float(column.sum()) for column in columns), tokens], dtype=torch.float64)
+            return out.losses.sum() / n, own
+
+        lanes = self._scorer.lanes
+        parts = micro_batches_of(pairs, self._config, self._scorer.device, lanes)
+        found: Iterable[Tensor] = (
+            accumulate(read, parts, self._scorer.parameters.values(), lanes)
+            if step is not None
+            else (own for _, own in lanes.map(read, parts))
+        )
+        sums = sum(found, torch.zeros(4, dtype=torch.float64))
         self._workers.sum([sums])
         loss, right, margin_sum, tokens = sums.tolist()
         return {"loss": loss / n, "accuracy": right / n, "margin": margin_sum / n, "tokens": tokens}
@@ -201,12 +210,12 @@ class TrainedRewardModel:
         values: list[float | None] = [None] * len(pairs)
         grouped = [list(rows) for _, rows in groupby(order, key=lambda row: pairs[row][0])]
         read = [(rows, self._group(pairs, rows)) for rows in grouped]
-        fitting = [(rows, group) for rows, group in read if group is not None]
-        for part in micro_batches([group.n_tokens for _, group in fitting], max_tokens=4096):
-            scores = self._scorer.scores([fitting[i][1] for i in part]).tolist()
-            rows = [row for i in part for row in fitting[i][0]]
-            for row, score in zip(rows, scores, strict=True):
-                values[row] = score
+        rows = [row for rows, group in read if group is not None for row in rows]
+        groups = [part for _, group in read if group is not None for part in split(group, PASS_TOKENS)]
+        parts = micro_batches([group.n_tokens for group in groups], max_tokens=PASS_TOKENS)
+        scored = self._scorer.lanes.map(lambda part: self._scorer.scores([groups[i] for i in part]).tolist(), parts)
+        for row, score in zip(rows, (score for scores in scored for score in scores), strict=True):
+            values[row] = score
         return values
 
     def _group(self, pairs: Sequence[tuple[str, str]], rows: Sequence[int]) -> Group | None:

@@ -21,6 +21,7 @@ from triptych.alignment.packing import Group
 from triptych.alignment.packing import pack as pack_groups
 from triptych.alignment.trunk import dropping, lora_dropouts, make_trunk, recompute_layers, seeded
 from triptych.errors import ConfigError, ModelError
+from triptych.lanes import Lanes
 
 
 @runtime_checkable
@@ -32,6 +33,8 @@ class Scorer(Protocol):
     parameters: dict[str, nn.Parameter]
     path: str
     device: torch.device
+    lanes: Lanes
+    """For passes side by side."""
 
     def scores(self, groups: Sequence[Group], generator: torch.Generator | None = None) -> Tensor:
         """One a completion, in order, fp32; `generator` draws dropout masks, None is evaluation."""
@@ -59,6 +62,7 @@ class DecoderScorer:
             base, model, body_names, lora=lora, checkpointing=checkpointing, share_prefix=share_prefix, path=path
         )
         self.path = self._trunk.path
+        self.lanes = self._trunk.lanes
 
     def scores(self, groups: Sequence[Group], generator: torch.Generator | None = None) -> Tensor:
         packed = pack_groups(groups, share_prefix=self._trunk.shares_prefix)
@@ -87,6 +91,8 @@ class EncoderScorer:
         self.device: torch.device = base.device
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._dropouts = lora_dropouts(model)
+        # Its modules are switched between training and use while they run.
+        self.lanes = Lanes(1)
         if checkpointing:
             recompute_layers(base, self._dropouts)
         pad: Any = tokenizer.pad_token_id

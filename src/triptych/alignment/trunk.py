@@ -19,6 +19,7 @@ from triptych.alignment.backends.fused import FusedTrunk, supports
 from triptych.alignment.backends.generic import GenericTrunk
 from triptych.alignment.packing import Group, Packed, pack
 from triptych.errors import ConfigError
+from triptych.lanes import Lanes
 from triptych.models.hub import first_line
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class Trunk(NamedTuple):
     """What still has to be done to selected states: the final norm, where the body leaves it out."""
     path: str
     shares_prefix: bool
+    lanes: Lanes
+    """For passes side by side: the fused path changes nothing that another pass reads; modules may."""
 
 
 def make_trunk(
@@ -65,7 +68,7 @@ def make_trunk(
             normal: Tensor = F.rms_norm(states, states.shape[-1:], body.norm.weight.float(), base.config.rms_norm_eps)
             return normal
 
-        return Trunk(run, normed, "fused", share_prefix)
+        return Trunk(run, normed, "fused", share_prefix, Lanes())
     return _generic_trunk(base, body, model, checkpointing, share_prefix)
 
 
@@ -84,7 +87,7 @@ def _generic_trunk(base: Any, body: nn.Module, model: Any, checkpointing: bool, 
         with off, dropping(dropouts, generator is not None), seeded(generator):
             return trunk.hidden(packed)
 
-    return Trunk(run, lambda states: states, "generic", shares)
+    return Trunk(run, lambda states: states, "generic", shares, Lanes(1))
 
 
 def lora_dropouts(model: nn.Module) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from triptych.alignment.head import TokenComparison, any_head, compare_heads, fr
 from triptych.alignment.packing import Group, Packed, micro_batches, pack
 from triptych.alignment.policy import logits_of, plain_head, require_known_head
 from triptych.alignment.trunk import make_trunk
+from triptych.lanes import Lanes
 from triptych.models import LanguageModel
 
 
@@ -53,6 +54,11 @@ def compare(reader: Reader, states: Tensor, base: Reader, base_states: Tensor, p
     return TokenComparison(*(column.cpu() for column in found))
 
 
+def lanes_of(readers: Sequence[Reader]) -> Lanes:
+    """For passes that all of them read: no more than the narrowest has."""
+    return min((reader.trunk.lanes for reader in readers), key=lambda lanes: lanes.count)
+
+
 class Pass(NamedTuple):
     """Some groups that are read together."""
 
@@ -65,5 +71,5 @@ def passes(groups: Sequence[Group], readers: Sequence[Reader]) -> Iterator[Pass]
     """The groups in their order, as many a pass as memory likes; prompts are shared where all readers can."""
     shares = all(reader.trunk.shares_prefix for reader in readers)
     on_cpu = readers[0].lm.device.type == "cpu"
-    for rows in micro_batches([group.n_tokens for group in groups], max_tokens=2048 if on_cpu else 16_384):
+    for rows in micro_batches([group.n_tokens for group in groups], max_tokens=1024 if on_cpu else 16_384):
         yield Pass(rows, pack([groups[i] for i in rows], share_prefix=shares))

@@ -8,19 +8,20 @@ once; what it read of the chosen answers stays in memory for all checkpoints. No
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from torch import Tensor
 
+from triptych.alignment.head import TokenComparison
 from triptych.alignment.packing import Group
 from triptych.alignment.rollouts import NO_RULES
 from triptych.auditing.checkpoints import Checkpoint, lineage, load_checkpoint
 from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.plan import AuditingConfig
 from triptych.auditing.prompts import AuditPrompt, Chosen, answers_group
-from triptych.auditing.reader import Pass, Reader, compare, passes
+from triptych.auditing.reader import Pass, Reader, compare, lanes_of, passes
 from triptych.auditing.records import (
     BASE,
     RESPONSES_SCHEMA,
@@ -156,10 +157,7 @@ class Workbench:
     def _read_chosen(self, name: str, reader: Reader) -> None:
         groups = [one.group for one in self._material.chosen]
         ids = [one.prompt_id for one in self._material.chosen]
-        for number, part in enumerate(passes(groups, [reader, self._base])):
-            if number not in self._base_states and (name == BASE or self._is_missing(name, "chosen", number)):
-                self._base_states[number] = self._base.states(part.packed)
-            self._compare(name, "chosen", number, part, ids, reader)
+        self._read(name, "chosen", groups, ids, reader)
 
     def _read_own(self, name: str, reader: Reader) -> None:
         """Of the first responses, behind the very tokens that they were written to."""
@@ -170,16 +168,35 @@ class Workbench:
             Group(tuple(encode_prompt(rendered[one.prompt_id], tokenizer)), (tuple(one.token_ids),)) for one in own
         ]
         ids = [one.prompt_id for one in own]
-        for number, part in enumerate(passes(groups, [reader, self._base])):
-            self._compare(name, "own", number, part, ids, reader)
+        self._read(name, "own", groups, ids, reader)
 
-    def _compare(self, name: str, text: TextSet, number: int, part: Pass, ids: Sequence[str], reader: Reader) -> None:
-        if not self._is_missing(name, text, number):
-            return
-        kept = self._base_states.get(number) if text == "chosen" else None
-        theirs = self._base.states(part.packed) if kept is None else kept
-        mine = theirs if reader is self._base else reader.states(part.packed)
-        found = compare(reader, mine, self._base, theirs, part.packed)
+    def _read(self, name: str, text: TextSet, groups: Sequence[Group], ids: Sequence[str], reader: Reader) -> None:
+        """The passes that are missing, beside the base, whose states of the chosen answers serve all checkpoints."""
+        kept = self._base_states if text == "chosen" else {}
+
+        def read(unit: tuple[str, int, Pass]) -> tuple[Tensor, TokenComparison]:
+            _, number, part = unit
+            theirs = kept.get(number)
+            if theirs is None:
+                theirs = self._base.states(part.packed)
+            mine = theirs if reader is self._base else reader.states(part.packed)
+            return theirs, compare(reader, mine, self._base, theirs, part.packed)
+
+        readers = [reader, self._base]
+        todo = self._missing(text, name, passes(groups, readers))
+        for (unit, number, part), (theirs, found) in zip(todo, lanes_of(readers).map(read, todo), strict=True):
+            kept[number] = theirs
+            self._keep(unit, name, text, part, found, ids)
+
+    def _missing(self, text: str, name: str, parts: Iterable[Pass]) -> list[tuple[str, int, Pass]]:
+        """Unit, number and pass of what is not finished."""
+        done = self._parts.done_ids()
+        units = [(unit_name(text, name, number), number, part) for number, part in enumerate(parts)]
+        return [one for one in units if one[0] not in done]
+
+    def _keep(
+        self, unit: str, name: str, text: TextSet, part: Pass, found: TokenComparison, ids: Sequence[str]
+    ) -> None:
         tokenizer: Any = self._base.lm.tokenizer
         rows: list[ReadToken] = []
         columns = [column.tolist() for column in (part.packed.targets, *found)]
@@ -192,10 +209,7 @@ class Workbench:
             at += length
         self._meter.advance(len(part.rows))
         table = table_of(rows, TOKENS_SCHEMA)
-        self._save(unit_name(text, name, number), table, reading_seconds=True, read_tokens=part.packed.n_tokens)
-
-    def _is_missing(self, name: str, text: TextSet, number: int) -> bool:
-        return unit_name(text, name, number) not in self._parts.done_ids()
+        self._save(unit, table, reading_seconds=True, read_tokens=part.packed.n_tokens)
 
     # --- perturbed texts ----------------------------------------------------------------------------------------------
 
@@ -229,12 +243,11 @@ class Workbench:
             group = answers_group(rendered[prompt], [one.text for one in texts], tokenizer, limit)
             if group is not None:
                 fitting.append((texts, group))
-        for number, part in enumerate(passes([group for _, group in fitting], [reader])):
-            unit = unit_name("sums", name, number)
-            if unit in self._parts.done_ids():
-                continue
+        todo = self._missing("sums", name, passes([group for _, group in fitting], [reader]))
+        sums = lanes_of([reader]).map(lambda unit: reader.sums(unit[2].packed), todo)
+        for (unit, _, part), totals in zip(todo, sums, strict=True):
             texts = [one for i in part.rows for one in fitting[i][0]]
-            found = zip(texts, reader.sums(part.packed), part.packed.lengths.tolist(), strict=True)
+            found = zip(texts, totals, part.packed.lengths.tolist(), strict=True)
             rows = [TextSum(one.prompt_id, one.perturbation, total, n) for one, total, n in found]
             self._meter.advance(len(rows))
             table = table_of(rows, SUMS_SCHEMA)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from triptych.alignment.adapters import LoraConfig, load_adapter_state, save_adapter
 from triptych.alignment.dpo import DpoConfig, DpoTask, completion_sums, micro_batches_of
@@ -129,9 +130,14 @@ def _encoded(pair: PairIds) -> EncodedPair:
 def _references(policy: Policy, pairs: Sequence[EncodedPair], config: DpoConfig) -> dict[str, tuple[float, float]]:
     """As `triptych.alignment.dpo.reference_logprobs`, without its cache: a warm one would flatter us."""
     found: dict[str, tuple[float, float]] = {}
-    for part in micro_batches_of(pairs, config, CPU):
+    lanes = policy.trunk.lanes
+
+    def read(part: Sequence[EncodedPair]) -> Tensor:
         packed = policy.pack([pair.group for pair in part])
-        sums = completion_sums(policy.reference_logprobs(packed), packed)
+        return completion_sums(policy.reference_logprobs(packed), packed)
+
+    parts = micro_batches_of(pairs, config, CPU, lanes)
+    for part, sums in zip(parts, lanes.map(read, parts), strict=True):
         found |= {pair.id: (float(row[0]), float(row[1])) for pair, row in zip(part, sums, strict=True)}
     return found
 

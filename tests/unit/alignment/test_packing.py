@@ -1,6 +1,18 @@
+import pytest
 import torch
 
-from triptych.alignment.packing import Group, Segment, micro_batches, offsets, pack, row_bounds, visible
+from triptych.alignment.packing import (
+    FEWEST_TOKENS,
+    Group,
+    Segment,
+    micro_batches,
+    offsets,
+    pack,
+    pass_tokens,
+    row_bounds,
+    split,
+    visible,
+)
 
 PAIR = Group((10, 11, 12), ((20, 21), (30, 31, 32)))
 OTHER = Group((40,), ((50,),))
@@ -74,3 +86,30 @@ def test_micro_batches() -> None:
 def test_offsets() -> None:
     assert offsets([2, 3]) == [0, 2, 5]
     assert offsets([]) == [0]
+
+
+def test_a_group_that_is_too_long_for_a_pass() -> None:
+    # The prompt has 3 tokens: with 9, completions of 6 fit behind it; one of 8 stands alone although it does not fit.
+    long = (60,) * 8
+    group = Group((10, 11, 12), ((20, 21), (30, 31, 32), (40,), long, (50,)))
+    assert split(group, 9) == [
+        Group((10, 11, 12), ((20, 21), (30, 31, 32), (40,))),
+        Group((10, 11, 12), (long,)),
+        Group((10, 11, 12), ((50,),)),
+    ]
+    assert split(PAIR, 100) == [PAIR]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lanes", "expected"),
+    [
+        ([100] * 8, 1, 512),  # One lane: as many as memory likes.
+        ([100] * 8, 2, 400),  # One round of two.
+        ([100] * 12, 2, 300),  # 1,200 are more than two passes of 512: two rounds of two.
+        ([50, 60], 2, FEWEST_TOKENS),
+        ([], 2, FEWEST_TOKENS),
+        ([3000], 4, 375),
+    ],
+)
+def test_passes_come_out_even(sizes: list[int], lanes: int, expected: int) -> None:
+    assert pass_tokens(sizes, 512, lanes) == expected

@@ -18,12 +18,16 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from triptych.alignment.backends import kernels
-from triptych.alignment.packing import Packed, Segment
+from triptych.alignment.packing import Packed, Segment, row_bounds
 from triptych.decoding.kernels import gated_silu
 from triptych.models.llama import Linear, head_dim, is_plain_llama, packed_linear
 from triptych.simd import as_array
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+BLOCK_TOKENS = 512
+"""Of a row whose segments attend in one product: more is computed than is seen, but a dozen small operations a segment
+and layer are saved."""
 
 
 class Lora(NamedTuple):
@@ -71,11 +75,19 @@ class Shape(NamedTuple):
     epsilon: float
 
 
+class Block(NamedTuple):
+    """Queries and keys multiplied as one; query t sees the first shared[t] keys, and from first[t] to itself."""
+
+    segment: Segment
+    shared: Tensor
+    first: Tensor
+
+
 class Context(NamedTuple):
     """What all layers of one pass read."""
 
     shape: Shape
-    segments: tuple[Segment, ...]
+    blocks: tuple[Block, ...]
     cos: Tensor
     sin: Tensor
     use_lora: bool
@@ -111,12 +123,29 @@ class FusedTrunk:
         with torch.no_grad():
             x = self._model.embed_tokens.weight[packed.ids].float()
             cos, sin = self._model.rotary_emb(x, packed.positions[None])
-        context = Context(self._shape, packed.segments, cos[0].float(), sin[0].float(), use_lora, self._checkpoint)
+        context = Context(self._shape, blocks_of(packed), cos[0].float(), sin[0].float(), use_lora, self._checkpoint)
         for layer in self._layers:
             masks = _dropout_masks(layer, len(x), self._dropout, generator) if use_lora else None
             parameters = layer.parameters if use_lora else ()
             x = _LayerFunction.apply(x, context, layer, masks, *parameters)  # type: ignore[no-untyped-call]
         return torch.as_tensor(x)
+
+
+def blocks_of(packed: Packed) -> tuple[Block, ...]:
+    """A packed row as one block where it has at most `BLOCK_TOKENS` tokens, else a block a segment."""
+    blocks: list[Block] = []
+    for start, stop in row_bounds(packed):
+        own = [segment for segment in packed.segments if start <= segment.start < stop]
+        if stop - start <= BLOCK_TOKENS:
+            lengths = torch.tensor([segment.length for segment in own])
+            shared = torch.tensor([segment.prefix_length for segment in own]).repeat_interleave(lengths)
+            first = torch.tensor([segment.start - start for segment in own]).repeat_interleave(lengths)
+            blocks.append(Block(Segment(start, stop - start, start, 0), shared, first))
+            continue
+        for segment in own:
+            behind = torch.full((segment.length,), segment.prefix_length)
+            blocks.append(Block(segment, behind, behind))
+    return tuple(blocks)
 
 
 def _dropout_masks(layer: Layer, rows: int, rate: float, generator: torch.Generator | None) -> list[Tensor | None]:
@@ -247,16 +276,18 @@ def _project_backward(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
-    """Attention segment by segment: [H_kv, T, group, D], and log Σ exp of the scores of each segment."""
+    """Attention block by block: [H_kv, T, group, D], and log Σ exp of the scores of each block."""
     out = torch.empty_like(q)
     log_sums = []
-    for segment in context.segments:
+    for segment, shared, first in context.blocks:
         keys, values = _seen(k, segment), _seen(v, segment)
         own = _queries(q, segment)
         scores = torch.bmm(own, keys.transpose(1, 2))
         log_sum = torch.empty(scores.shape[:2])
         scale = context.shape.width**-0.5
-        kernels.causal_softmax(as_array(scores), scale, context.shape.group, as_array(log_sum))
+        kernels.causal_softmax(
+            as_array(scores), scale, context.shape.group, as_array(shared), as_array(first), as_array(log_sum)
+        )
         _queries(out, segment).copy_(torch.bmm(scores, values))
         log_sums.append(log_sum)
     return out, log_sums
@@ -267,7 +298,7 @@ def _attend_backward(d_out: Tensor, saved: _Saved, context: Context) -> Tensor:
     shape = context.shape
     d_q = torch.empty_like(saved.q)
     d_k, d_v = (torch.zeros(saved.k.shape) for _ in range(2))
-    for segment, log_sum in zip(context.segments, saved.log_sums, strict=True):
+    for (segment, shared, first), log_sum in zip(context.blocks, saved.log_sums, strict=True):
         keys, values = _seen(saved.k, segment), _seen(saved.v, segment)
         own, d_own = _queries(saved.q, segment), _queries(d_out, segment)
         weights = torch.bmm(own, keys.transpose(1, 2))
@@ -277,6 +308,8 @@ def _attend_backward(d_out: Tensor, saved: _Saved, context: Context) -> Tensor:
             as_array(d_scores),
             shape.width**-0.5,
             shape.group,
+            as_array(shared),
+            as_array(first),
             as_array(log_sum),
             as_array(_queries(saved.attended, segment)),
             as_array(d_own),

@@ -126,25 +126,34 @@ def split_and_rotate_backward(d_q: Any, d_k: Any, d_v: Any, cos: Any, sin: Any, 
 
 @kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
-def causal_softmax(scores: Any, scale: float, group: int, log_sums: Any) -> None:
+def causal_softmax(scores: Any, scale: float, group: int, shared: Any, first: Any, log_sums: Any) -> None:
     """Softmax in place over the keys that each query may see; log_sums = log Σ exp(scale · scores).
 
-    scores [H_kv, m·group, n]: row r is of query r // group, which sees all keys but the last m - 1 - r // group.
+    scores [H_kv, m·group, n]: row r is of query t = r // group, which sees the first shared[t] keys and, from first[t]
+    on, all but the last m - 1 - t; shared, first [m].
     """
     heads, rows, keys = scores.shape
     unseen = rows // group
     for at in prange(heads * rows):
         h, r = at // rows, at % rows
         row = scores[h, r]
-        n = keys - unseen + r // group + 1
+        n, n_shared, start = keys - unseen + r // group + 1, shared[r // group], first[r // group]
         top = F32(-np.inf)
-        for i in range(n):
+        for i in range(n_shared):
+            top = max(top, load(row[i]))
+        for i in range(start, n):
             top = max(top, load(row[i]))
         total = F32(0.0)
-        for i in range(n):
+        for i in range(n_shared):
+            total += exp((load(row[i]) - top) * F32(scale))
+        for i in range(start, n):
             total += exp((load(row[i]) - top) * F32(scale))
         inverse = F32(1.0) / total
-        for i in range(n):
+        for i in range(n_shared):
+            row[i] = store(row[i], exp((load(row[i]) - top) * F32(scale)) * inverse)
+        for i in range(n_shared, start):
+            row[i] = store(row[i], F32(0.0))
+        for i in range(start, n):
             row[i] = store(row[i], exp((load(row[i]) - top) * F32(scale)) * inverse)
         for i in range(n, keys):
             row[i] = store(row[i], F32(0.0))
@@ -154,7 +163,7 @@ def causal_softmax(scores: Any, scale: float, group: int, log_sums: Any) -> None
 @kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
 def causal_softmax_backward(
-    scores: Any, d_weights: Any, scale: float, group: int, log_sums: Any, out: Any, d_out: Any
+    scores: Any, d_weights: Any, scale: float, group: int, shared: Any, first: Any, log_sums: Any, out: Any, d_out: Any
 ) -> None:
     """In place: scores become the weights they had, d_weights the gradient of the scores.
 
@@ -166,13 +175,21 @@ def causal_softmax_backward(
     for at in prange(heads * rows):
         h, r = at // rows, at % rows
         row, d_row, y, d_y = scores[h, r], d_weights[h, r], out[h, r], d_out[h, r]
-        n = keys - unseen + r // group + 1
+        n, n_shared, start = keys - unseen + r // group + 1, shared[r // group], first[r // group]
         dot = F32(0.0)
         for i in range(y.shape[0]):
             dot += load(y[i]) * load(d_y[i])
         log_sum = log_sums[h, r]
-        for i in range(n):
-            # Rounding may lift a score above the sum by a hair; exp is made for x <= 0.
+        # Rounding may lift a score above the sum by a hair; exp is made for x <= 0.
+        for i in range(n_shared):
+            weight = exp(min(load(row[i]) * F32(scale) - log_sum, F32(0.0)))
+            d = (load(d_row[i]) - dot) * weight * F32(scale)
+            row[i] = store(row[i], weight)
+            d_row[i] = store(d_row[i], d)
+        for i in range(n_shared, start):
+            row[i] = store(row[i], F32(0.0))
+            d_row[i] = store(d_row[i], F32(0.0))
+        for i in range(start, n):
             weight = exp(min(load(row[i]) * F32(scale) - log_sum, F32(0.0)))
             d = (load(d_row[i]) - dot) * weight * F32(scale)
             row[i] = store(row[i], weight)
