@@ -21,7 +21,7 @@ from triptych.alignment.encoding import READERS, EncodedPair, Kind, Template, re
 from triptych.alignment.loop import Stateless, TrainingConfig
 from triptych.alignment.losses import bradley_terry
 from triptych.alignment.optimisation import OptimiserConfig, accumulate
-from triptych.alignment.packing import Group, micro_batches, split
+from triptych.alignment.packing import Group, micro_batches, pass_tokens, split
 from triptych.alignment.scorers import Scorer, kind_of, make_scorer
 from triptych.config import parse_config
 from triptych.data.templates import render_prompt
@@ -44,7 +44,7 @@ from triptych.records import Prompt, Record
 from triptych.workers import Workers
 
 PASS_TOKENS = 1024
-"""Of a pass in use, prompts included: small enough that there is one for every lane."""
+"""Of a pass in use, prompts included, at most."""
 
 
 class RewardConfig(TrainingConfig):
@@ -211,9 +211,11 @@ class TrainedRewardModel:
         grouped = [list(rows) for _, rows in groupby(order, key=lambda row: pairs[row][0])]
         read = [(rows, self._group(pairs, rows)) for rows in grouped]
         rows = [row for rows, group in read if group is not None for row in rows]
-        groups = [part for _, group in read if group is not None for part in split(group, PASS_TOKENS)]
-        parts = micro_batches([group.n_tokens for group in groups], max_tokens=PASS_TOKENS)
-        scored = self._scorer.lanes.map(lambda part: self._scorer.scores([groups[i] for i in part]).tolist(), parts)
+        whole, lanes = [group for _, group in read if group is not None], self._scorer.lanes
+        most = pass_tokens([group.n_tokens for group in whole], PASS_TOKENS, lanes.count)
+        groups = [part for group in whole for part in split(group, most)]
+        parts = micro_batches([group.n_tokens for group in groups], max_tokens=most)
+        scored = lanes.map(lambda part: self._scorer.scores([groups[i] for i in part]).tolist(), parts)
         for row, score in zip(rows, (score for scores in scored for score in scores), strict=True):
             values[row] = score
         return values

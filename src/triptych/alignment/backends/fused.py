@@ -26,8 +26,8 @@ from triptych.simd import as_array
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 BLOCK_TOKENS = 512
-"""Of a row whose segments attend in one product: more is computed than is seen, but a dozen small operations a segment
-and layer are saved."""
+"""Keys at most of segments that attend in one product: more is computed than is seen, but a dozen small operations a
+segment and layer are saved."""
 
 
 class Lora(NamedTuple):
@@ -132,20 +132,27 @@ class FusedTrunk:
 
 
 def blocks_of(packed: Packed) -> tuple[Block, ...]:
-    """A packed row as one block where it has at most `BLOCK_TOKENS` tokens, else a block a segment."""
+    """Segments of a row one after the other, as many in a block as see at most `BLOCK_TOKENS` keys together."""
     blocks: list[Block] = []
     for start, stop in row_bounds(packed):
-        own = [segment for segment in packed.segments if start <= segment.start < stop]
-        if stop - start <= BLOCK_TOKENS:
-            lengths = torch.tensor([segment.length for segment in own])
-            shared = torch.tensor([segment.prefix_length for segment in own]).repeat_interleave(lengths)
-            first = torch.tensor([segment.start - start for segment in own]).repeat_interleave(lengths)
-            blocks.append(Block(Segment(start, stop - start, start, 0), shared, first))
-            continue
-        for segment in own:
-            behind = torch.full((segment.length,), segment.prefix_length)
-            blocks.append(Block(segment, behind, behind))
+        own: list[Segment] = []
+        for segment in (one for one in packed.segments if start <= one.start < stop):
+            if own and own[0].prefix_length + segment.start + segment.length - own[0].start > BLOCK_TOKENS:
+                blocks.append(_block(own))
+                own = []
+            own.append(segment)
+        blocks.append(_block(own))
     return tuple(blocks)
+
+
+def _block(segments: Sequence[Segment]) -> Block:
+    """Consecutive segments of a row as one; the first is the prompt, or all of them are behind it."""
+    start, _, prefix, behind = segments[0]
+    lengths = torch.tensor([segment.length for segment in segments])
+    shared = torch.tensor([segment.prefix_length for segment in segments])
+    first = torch.tensor([behind + segment.start - start for segment in segments])
+    whole = Segment(start, int(lengths.sum()), prefix, behind)
+    return Block(whole, shared.repeat_interleave(lengths), first.repeat_interleave(lengths))
 
 
 def _dropout_masks(layer: Layer, rows: int, rate: float, generator: torch.Generator | None) -> list[Tensor | None]:
