@@ -102,6 +102,8 @@ def test_a_link_restores_the_form(open_page: Opened, tiny: str) -> None:
     form(page, strategies=("min_p:temperature=0.7,p=0.2", "nonsense:x=1"))
     page.get_by_label("Prompt", exact=True).fill("Twice <b>")
     page.get_by_label("Seed").fill("41")
+    # The address follows when the typing has paused.
+    expect(page).to_have_url(re.compile(r"seed=41\b"))
     page.reload()
     settled(page)
     assert page.get_by_label("Prompt", exact=True).input_value() == "Twice <b>"

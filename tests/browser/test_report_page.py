@@ -1,5 +1,7 @@
 """report.html of a run with all panels in a browser: no complaint, no script, legible in both schemes and on a phone."""
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from playwright.sync_api import Browser, Page
 from tests.browser.conftest import PHONE, WIDE, Complaints
 from tests.browser.test_axe import grave_violations
 from tests.unit.reports.auditing.conftest import MakeAudit, make_audit
-from tests.unit.reports.conftest import MakeRun, MakeTraining, make_run, make_training
+from tests.unit.reports.conftest import TRAINING_CONFIG, MakeRun, MakeTraining, make_run, make_training
 from tests.unit.reports.dictionaries.conftest import MakeDictionaries, make_dictionaries
 
 from triptych.reports import build_report
@@ -19,6 +21,11 @@ THIN = """() => {
     for (const e of document.querySelectorAll('.completions li ~ li, tbody tr ~ tr ~ tr ~ tr, svg g')) e.remove()
 }"""
 """What repeats is looked at once, and drawings as one image each: all of it would take a minute."""
+
+
+OVERFULL = """() => [...document.querySelectorAll('tbody th')]
+    .filter((cell) => cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.textContent)"""
+"""Row headers whose text is wider than they are."""
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +40,10 @@ def report(
     make_training(run_dir, runs=("dpo",))
     make_audit(run_dir, n_prompts=3)
     make_dictionaries(run_dir)
+    manifest = run_dir / "manifest.json"
+    recorded, trained = json.loads(manifest.read_text()), copy.deepcopy(TRAINING_CONFIG)
+    trained["alignment"]["dpo"]["gradient_checkpointing"] = False
+    manifest.write_text(json.dumps({**recorded, "config": {**recorded["config"], **trained}}))
     build_report(run_dir)
     return run_dir / "report.html"
 
@@ -57,4 +68,7 @@ def test_nothing_grave_is_found(shown: Page, complaints: Complaints) -> None:
 def test_it_fits_a_phone(shown: Page) -> None:
     shown.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
     assert shown.evaluate("document.scrollingElement.scrollWidth <= document.scrollingElement.clientWidth")
+    # Names of settings are long words: one must not run into the value beside it.
+    shown.evaluate("for (const e of document.querySelectorAll('details')) e.open = true")
+    assert shown.evaluate(OVERFULL) == []
     shown.context.close()
