@@ -16,10 +16,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 study: $(VENV)/.ready ## run the study of the starter recipe; ARGS="--recipe smoke --set a.b=c" goes to `triptych study`
 	@$(BIN)/triptych study $(ARGS)
 
-# In the order of the files, whose last ones are short: no process waits at the end for the other.
 test: lint ## linter, format, types and the tests; ARGS="-k name" goes to pytest
 	@echo "== tests on tiny models, a process a core"
-	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not real" $(ARGS)
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not real" $(ARGS)
 	@echo "== tests on the real model"
 	@GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest -q -m real $(ARGS)
 
