@@ -7,8 +7,9 @@ in the order of the pieces, so that their sums are the same whoever was first.
 Not here: what a piece is (`alignment`, `auditing`), several processes (`workers`).
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar, final
 
 import numba
@@ -16,6 +17,10 @@ import torch
 
 MOST = 4
 """Lanes: each holds the activations of a pass, and more cores than this share the products of a lane."""
+
+AHEAD = 3
+"""Pieces a lane that are begun or wait, or whose results do: no lane idles behind a slow one, and the gradients of a
+long batch are never held all at once."""
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -56,12 +61,16 @@ class Lanes:
         cores = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(self.count, "lane", initializer=_take_threads, initargs=(self.threads,)) as pool:
-                futures = [pool.submit(work, piece) for piece in pieces]
+                pending: deque[Future[Result]] = deque()
                 try:
-                    for future in futures:
-                        yield future.result()
+                    for piece in pieces:
+                        pending.append(pool.submit(work, piece))
+                        if len(pending) >= AHEAD * self.count:
+                            yield pending.popleft().result()
+                    while pending:
+                        yield pending.popleft().result()
                 finally:
-                    for future in futures:
+                    for future in pending:
                         future.cancel()
         finally:
             # A thread's number is its own; but threads yet to come begin with the last one that any thread has set.

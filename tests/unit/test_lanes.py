@@ -5,7 +5,7 @@ import numba
 import pytest
 import torch
 
-from triptych.lanes import MOST, Lanes
+from triptych.lanes import AHEAD, MOST, Lanes
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,16 @@ def test_an_error_comes_at_its_place_and_ends_the_work(count: int) -> None:
     with pytest.raises(RuntimeError, match="piece 1"):
         next(found)
     assert len(begun) < 1000
+
+
+def test_few_pieces_are_begun_ahead_of_the_reader() -> None:
+    begun: list[int] = []
+
+    def work(piece: int) -> int:
+        begun.append(piece)
+        return piece
+
+    found = Lanes(2).map(work, range(100))
+    assert next(found) == 0
+    assert len(begun) <= AHEAD * 2
+    assert [*found] == [*range(1, 100)]

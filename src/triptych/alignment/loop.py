@@ -33,8 +33,9 @@ class TrainingConfig(Config):
     max_length: int = Field(default=1024, ge=2)
     """Tokens of a prompt with its longest answer; what is longer loses its end."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of one forward and backward pass, which memory goes with; a step accumulates as many as it needs. None:
-    512 on a CPU, which more would make no faster, and 16,384 elsewhere."""
+    """Tokens of one forward and backward pass at most, which memory goes with; a step accumulates as many as it needs,
+    on a CPU by the fused path one a core at a time (`triptych.lanes`). None: 512 on a CPU, which more would make no
+    faster, and 16,384 elsewhere."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Prompts of one such pass at most; None: as many as fit."""
     gradient_checkpointing: bool = False

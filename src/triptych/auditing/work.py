@@ -185,7 +185,8 @@ class Workbench:
         readers = [reader, self._base]
         todo = self._missing(text, name, passes(groups, readers))
         for (unit, number, part), (theirs, found) in zip(todo, lanes_of(readers).map(read, todo), strict=True):
-            kept[number] = theirs
+            if text == "chosen":
+                kept[number] = theirs
             self._keep(unit, name, text, part, found, ids)
 
     def _missing(self, text: str, name: str, parts: Iterable[Pass]) -> list[tuple[str, int, Pass]]:
