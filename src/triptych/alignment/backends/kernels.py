@@ -180,20 +180,17 @@ def causal_softmax_backward(
         for i in range(y.shape[0]):
             dot += load(y[i]) * load(d_y[i])
         log_sum = log_sums[h, r]
-        # Rounding may lift a score above the sum by a hair; exp is made for x <= 0.
-        for i in range(n_shared):
-            weight = exp(min(load(row[i]) * F32(scale) - log_sum, F32(0.0)))
-            d = (load(d_row[i]) - dot) * weight * F32(scale)
-            row[i] = store(row[i], weight)
-            d_row[i] = store(d_row[i], d)
+        for side in range(2):
+            low, high = (0, n_shared) if side == 0 else (start, n)
+            for i in range(low, high):
+                # Rounding may lift a score above the sum by a hair; exp is made for x <= 0.
+                weight = exp(min(load(row[i]) * F32(scale) - log_sum, F32(0.0)))
+                d = (load(d_row[i]) - dot) * weight * F32(scale)
+                row[i] = store(row[i], weight)
+                d_row[i] = store(d_row[i], d)
         for i in range(n_shared, start):
             row[i] = store(row[i], F32(0.0))
             d_row[i] = store(d_row[i], F32(0.0))
-        for i in range(start, n):
-            weight = exp(min(load(row[i]) * F32(scale) - log_sum, F32(0.0)))
-            d = (load(d_row[i]) - dot) * weight * F32(scale)
-            row[i] = store(row[i], weight)
-            d_row[i] = store(d_row[i], d)
         for i in range(n, keys):
             row[i] = store(row[i], F32(0.0))
             d_row[i] = store(d_row[i], F32(0.0))
