@@ -71,6 +71,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
+SPLIT = "split.json"
 LOG = "log.jsonl"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
@@ -203,7 +204,7 @@ class RunDirectory:
 
     def abandon_if_empty(self) -> None:
         """Removes what `open` wrote where no stage has left a file or is done, so that the folder is free again."""
-        own = {MANIFEST, CONFIG, LOG, METRICS, LOCK}
+        own = {MANIFEST, CONFIG, SPLIT, LOG, METRICS, LOCK}
         if any(self.is_done(stage) for stage in self.manifest.stages) or {p.name for p in self.path.iterdir()} - own:
             return
         self.close()

@@ -5,6 +5,7 @@ panel: a field in `StudyConfig` and its call in `run_study`. Not here: what a pa
 """
 
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,13 @@ from pydantic import Field, model_validator
 from triptych.alignment.plan import AlignmentConfig
 from triptych.auditing.plan import AuditingConfig, pair_source
 from triptych.config import Config, apply_overrides, load_yaml, parse_config
+from triptych.data.prompts import load_prompts
+from triptych.data.split import Source, Split, SplitFile, make_split, read_split, split_file
 from triptych.decoding.plan import DecodingConfig
 from triptych.dictionaries.plan import DictionariesConfig
-from triptych.errors import ConfigError, InputError, suggestion
-from triptych.runs import RunDirectory
+from triptych.errors import ConfigError, DataError, InputError, suggestion
+from triptych.files import atomic_write_json
+from triptych.runs import SPLIT, RunDirectory
 from triptych.tracking import Tracked, tracked
 from triptych.workers import Journal, SilentJournal, Workers
 
@@ -34,6 +38,8 @@ class StudyConfig(Config):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
     seed: int = Field(default=0, ge=0)
+    split: str | None = None
+    """A split file, such as the `split.json` of another run; null draws one (the starter sets have their own)."""
     decoding: DecodingConfig | None = None
     alignment: AlignmentConfig | None = None
     auditing: AuditingConfig | None = None
@@ -139,6 +145,56 @@ def run_study(
             raise
 
 
+def open_split(config: StudyConfig, run: Journal) -> Split:
+    """Which prompts the study trains on; made the first time, with `split.json`, and compared with it later.
+
+    Raises `DataError` where the prompts are no longer those of `split.json`, and what loading them raises.
+    """
+    split, written = study_split(config)
+    path = run.path / SPLIT
+    if not path.exists():
+        if isinstance(run, Tracked):
+            atomic_write_json(path, written)
+    elif read_split(path) != written:
+        raise DataError(
+            f"{path} does not fit the prompts and pairs, which have changed since it was made; put them back, or run "
+            "again with --fresh"
+        )
+    return split
+
+
+def study_split(config: StudyConfig) -> tuple[Split, SplitFile]:
+    """The split of all prompts and pairs that the panels read, and what `split.json` holds of it."""
+    decoding, alignment, auditing, seed = config.decoding, config.alignment, config.auditing, config.seed
+    trained: list[Source] = []
+    if alignment is not None:
+        if (pairs := alignment.pair_source) is not None:
+            trained.append(Source(pairs.source, pairs.load(seed), alignment.validation))
+        if alignment.grpo is not None and alignment.grpo.prompts != "pairs":
+            prompts = load_prompts(alignment.grpo.prompts, seed=seed)
+            trained.append(Source(alignment.grpo.prompts, prompts, alignment.validation))
+    # What is only read, with the most that is read of it.
+    read: list[tuple[Source, int | None]] = []
+    if auditing is not None:
+        if auditing.pairs is not None:
+            pairs = pair_source(auditing, alignment)
+            audited = Source(pairs.source, pairs.load(seed), auditing.validation)
+            if auditing.validation is None:
+                read.append((audited, None))
+            else:
+                trained.append(audited)
+        if auditing.prompts != "pairs":
+            prompts = load_prompts(auditing.prompts, seed=seed)
+            read.append((Source(auditing.prompts, prompts, None), auditing.verbosity_prompts))
+    if decoding is not None:
+        prompts = load_prompts(decoding.prompts, seed=seed, shuffle=decoding.shuffle)
+        read.append((Source(decoding.prompts, prompts, None), decoding.limit))
+    file = None if config.split is None else Path(config.split).expanduser()
+    split = make_split([*trained, *(source for source, _ in read)], seed=seed, file=file)
+    kept = [source._replace(items=split.held_out(source.items)[:limit]) for source, limit in read]
+    return split, split_file(split, [*trained, *kept])
+
+
 def _run_panels(config: StudyConfig, run: Journal, workers: Workers, *, show_progress: bool) -> StudyResult:
     # Models and plots take seconds to import: a mistake in a configuration should be told at once.
     from triptych.alignment.setup import Panel
@@ -150,6 +206,8 @@ def _run_panels(config: StudyConfig, run: Journal, workers: Workers, *, show_pro
     def load_model(dtype: str = config.dtype, quantisation: str | None = None) -> LanguageModel:
         return load_language_model(config.model, dtype=dtype, device=config.device, quantisation=quantisation)
 
+    split = cache(partial(open_split, config, run))
+
     did_work = False
     panel = None
     if config.alignment is not None:
@@ -160,6 +218,7 @@ def _run_panels(config: StudyConfig, run: Journal, workers: Workers, *, show_pro
             config.dtype,
             config.device,
             config.seed,
+            split,
             run,
             workers,
             show_progress,
@@ -169,13 +228,15 @@ def _run_panels(config: StudyConfig, run: Journal, workers: Workers, *, show_pro
     if isinstance(run, Tracked) and config.decoding is not None:
         from triptych.decoding.study import run_decoding
 
-        did_work |= run_decoding(load_model, config.decoding, run.run, seed=config.seed, show_progress=show_progress)
+        did_work |= run_decoding(
+            load_model, config.decoding, run.run, split, seed=config.seed, show_progress=show_progress
+        )
     if panel is not None:
         did_work |= train_policies(panel)
     if isinstance(run, Tracked) and config.auditing is not None:
         from triptych.auditing.study import Audit, run_auditing
 
-        shared = (load_model, config.model, config.device, config.seed, run.run, show_progress)
+        shared = (load_model, config.model, config.device, config.seed, split, run.run, show_progress)
         did_work |= run_auditing(Audit(config.auditing, config.alignment, *shared))
     if isinstance(run, Tracked) and config.dictionaries is not None:
         from triptych.dictionaries.study import Interpretation, run_interpretation

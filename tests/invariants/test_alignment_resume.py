@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from triptych.errors import ConfigError, OutputError
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.tiny import save_tiny
 from triptych.runs import RunDirectory, read_metrics
+from triptych.study import StudyConfig, study_split
 from triptych.workers import Workers
 
 REWARDS = """
@@ -77,10 +79,10 @@ class World(NamedTuple):
         def load(dtype: str = "float32", quantisation: str | None = None) -> LanguageModel:
             return load_language_model(self.model, dtype=dtype, device="cpu")
 
+        config = self.config(method, **options)
+        split = cache(lambda: study_split(StudyConfig(alignment=config))[0])
         with RunDirectory.open(self.folder / out, command=["test"], config={}, seed=0) as run:
-            panel = Panel(
-                self.config(method, **options), load, self.model, "float32", "cpu", 0, run, Workers("cpu"), False
-            )
+            panel = Panel(config, load, self.model, "float32", "cpu", 0, split, run, Workers("cpu"), False)
             train_reward(panel)
             train_policies(panel)
         return self.trained(method, out)

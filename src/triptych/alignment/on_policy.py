@@ -14,6 +14,7 @@ from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.rewards import load_rewards
 from triptych.alignment.rollouts import RolloutGroup, question_of, roll_out, score_rollouts
 from triptych.data.prompts import load_prompts
+from triptych.data.split import Source, make_split
 from triptych.data.templates import render_prompt
 from triptych.errors import ConfigError, DataError
 from triptych.files import atomic_write_text
@@ -119,7 +120,9 @@ def run_pairs(
         raise ConfigError(f"--samples is {samples}; a pair needs at least 2")
     if temperature <= 0.0:
         raise ConfigError(f"--temperature is {temperature}; it must be above 0")
-    prompts = load_prompts(source, limit=limit, seed=seed)
+    loaded = load_prompts(source, seed=seed)
+    # Nothing is held out, but of the starter set what always is.
+    prompts = make_split([Source(source, loaded, held_out_share=0.0)], seed=seed).train(loaded)[:limit]
     functions = load_rewards(rewards, own=None, device="auto")
     lm = load_language_model(model, adapter=adapter)
     name = resolve_template(template, lm.tokenizer)

@@ -9,6 +9,7 @@ from triptych.alignment.encoding import Template
 from triptych.alignment.grpo import GrpoConfig
 from triptych.alignment.reward_model import RewardConfig
 from triptych.config import Config
+from triptych.data.pairs import PairSource
 
 
 class AlignmentConfig(Config):
@@ -22,7 +23,7 @@ class AlignmentConfig(Config):
     on_bad: Literal["error", "skip"] = "error"
     """What to do with blank or identical answers."""
     validation: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """Share of the pairs, and of GRPO's prompts, that is held out."""
+    """Share of the pairs, and of GRPO's prompts, that is held out. The starter sets and a split file have their own."""
     template: Template = "auto"
     """`auto` is the model's own chat template where it has one, else Alpaca's."""
     engine: Literal["native", "trl"] = "native"
@@ -30,3 +31,7 @@ class AlignmentConfig(Config):
     reward: RewardConfig | None = None
     dpo: DpoConfig | None = None
     grpo: GrpoConfig | None = None
+
+    @property
+    def pair_source(self) -> PairSource | None:
+        return None if self.pairs is None else PairSource(self.pairs, self.limit, self.shuffle, self.on_bad)

@@ -23,8 +23,9 @@ from triptych.alignment.rewards import load_rewards
 from triptych.alignment.state import STATE, Figure, Method, Warned
 from triptych.config import canonical_json
 from triptych.data.pair_checks import check_pairs, describe
-from triptych.data.pairs import PairSplit, PreferencePair, load_pairs, prompt_key, split_pairs
+from triptych.data.pairs import PreferencePair, prompt_key
 from triptych.data.prompts import load_prompts
+from triptych.data.split import Split
 from triptych.data.templates import render_prompt
 from triptych.errors import ConfigError, DataError
 from triptych.models import LanguageModel
@@ -45,6 +46,7 @@ class Panel(NamedTuple):
     dtype: str
     device: str
     seed: int
+    split: Callable[[], Split]
     run: Journal
     workers: Workers
     show_progress: bool
@@ -216,8 +218,11 @@ def _pair_data(panel: Panel, tokenizer: Any, max_length: int, kind: Kind = "deco
 
     Raises `DataError` where nothing is left to train on.
     """
-    pairs, split = _split(panel)
-    train_side, held_out = (encode_pairs(side, panel.config.template, tokenizer, max_length, kind) for side in split)
+    pairs, split = _load_pairs(panel), panel.split()
+    train_side, held_out = (
+        encode_pairs(side, panel.config.template, tokenizer, max_length, kind)
+        for side in (split.train(pairs), split.held_out(pairs))
+    )
     warnings = _check(pairs, [train_side, held_out], max_length, panel)
     key = _digest(repr([(p.id, p.group) for p in (*train_side.pairs, *held_out.pairs)]))
     clusters = {pair.id: prompt_key(pair) for pair in pairs}
@@ -240,37 +245,34 @@ def _check(
 
 
 def _prompt_data(panel: Panel, config: GrpoConfig, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to train on and held-out ones, rendered; drawn by the seed.
+    """Prompts to train on and held-out ones, rendered.
 
     Raises `DataError` where there are fewer than a step takes.
     """
-    kept, held_out = (
-        _pair_prompts(panel, tokenizer) if config.prompts == "pairs" else _prompts(panel, config, tokenizer)
-    )
-    if len(kept) < config.prompts_per_step:
+    prompts = _pair_prompts(panel, tokenizer) if config.prompts == "pairs" else _prompts(panel, config, tokenizer)
+    train, held_out = panel.split().train(prompts), panel.split().held_out(prompts)
+    # Evaluations take the first of them, which must be a sample.
+    held_out = [held_out[i] for i in generator(panel.seed, "evaluation prompts").permutation(len(held_out))]
+    if len(train) < config.prompts_per_step:
         raise DataError(
-            f"{config.prompts} leaves {len(kept)} prompts to train on, fewer than prompts_per_step = "
+            f"{config.prompts} leaves {len(train)} prompts to train on, fewer than prompts_per_step = "
             f"{config.prompts_per_step}; give more prompts or lower it"
         )
-    return kept, held_out
+    return train, held_out
 
 
-def _prompts(panel: Panel, config: GrpoConfig, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
+def _prompts(panel: Panel, config: GrpoConfig, tokenizer: Any) -> list[Prompt]:
     prompts = load_prompts(config.prompts, seed=panel.seed)
     if config.only_checked:
         prompts = [prompt for prompt in prompts if prompt.answers or prompt.checks]
     name = resolve_template(panel.config.template, tokenizer)
-    rendered = [prompt.model_copy(update={"prompt": render_prompt(prompt, name, tokenizer)}) for prompt in prompts]
-    order = generator(panel.seed, "prompt split").permutation(len(rendered))
-    n_held_out = round(panel.config.validation * len(rendered))
-    return [rendered[i] for i in order[n_held_out:]], [rendered[i] for i in order[:n_held_out]]
+    return [prompt.model_copy(update={"prompt": render_prompt(prompt, name, tokenizer)}) for prompt in prompts]
 
 
-def _pair_prompts(panel: Panel, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
-    """One of each prompt of the pairs, on the side that its pairs are on."""
-    split = _split(panel)[1]
-    train, held_out = ({prompt_key(pair): pair for pair in side}.values() for side in split)
-    return [_as_prompt(p, panel, tokenizer) for p in train], [_as_prompt(p, panel, tokenizer) for p in held_out]
+def _pair_prompts(panel: Panel, tokenizer: Any) -> list[Prompt]:
+    """One of each prompt of the pairs."""
+    pairs = {prompt_key(pair): pair for pair in _load_pairs(panel)}.values()
+    return [_as_prompt(pair, panel, tokenizer) for pair in pairs]
 
 
 def _as_prompt(pair: PreferencePair, panel: Panel, tokenizer: Any) -> Prompt:
@@ -278,13 +280,10 @@ def _as_prompt(pair: PreferencePair, panel: Panel, tokenizer: Any) -> Prompt:
     return Prompt(id=pair.id, instruction=pair.prompt, prompt=text)
 
 
-def _split(panel: Panel) -> tuple[list[PreferencePair], PairSplit]:
-    """All pairs of the panel, and their two sides."""
-    config = panel.config
-    if config.pairs is None:
+def _load_pairs(panel: Panel) -> list[PreferencePair]:
+    if panel.config.pair_source is None:
         raise ConfigError("pairs are missing; name a file, a hub data set or starter")
-    pairs = load_pairs(config.pairs, limit=config.limit, seed=panel.seed, shuffle=config.shuffle, on_bad=config.on_bad)
-    return pairs, split_pairs(pairs, validation=config.validation, seed=panel.seed)
+    return panel.config.pair_source.load(panel.seed)
 
 
 def _require_batch(pairs: Sequence[EncodedPair], batch_size: int) -> None:

@@ -4,7 +4,6 @@ Anybody's: an adapter that PEFT can load, a run directory that holds one, or a w
 Not here: what they write and how they read.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from triptych.auditing.paired import About
 from triptych.auditing.records import BASE, AuditRecord
-from triptych.config import parse_config
-from triptych.data.pairs import PreferencePair, load_pairs, prompt_key, split_pairs
+from triptych.data.pairs import PreferencePair
+from triptych.data.split import read_split, text_hash, text_key
 from triptych.errors import InputError, ModelError
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.loading import load_tokenizer
@@ -30,7 +29,8 @@ from triptych.models.sources import (
     read_json,
     resolve_source,
 )
-from triptych.runs import read_manifest
+from triptych.records import Prompt
+from triptych.runs import SPLIT
 from triptych.stats import bare
 
 OF_WEIGHTS, COUNTED = "a property of the weights", "counted, not sampled"
@@ -169,37 +169,22 @@ def _names_another_base(checkpoint: Checkpoint, spec: str) -> bool | None:
 # --- What it was trained on -------------------------------------------------------------------------------------------
 
 
-def seen_in_training(checkpoint: Checkpoint, pairs: Sequence[PreferencePair]) -> AuditRecord | None:
-    """The share of `pairs` whose prompts the checkpoint's own run trained on; None where no run of ours tells.
-
-    Only DPO trains on the chosen answers themselves.
-    """
-    keys = _training_prompts(checkpoint)
-    if keys is None:
+def seen_in_training(checkpoint: Checkpoint, items: Sequence[Prompt | PreferencePair]) -> AuditRecord | None:
+    """The share of what is audited on that the checkpoint's own run trained on; None where no run of ours tells."""
+    texts = _trained_texts(checkpoint)
+    if texts is None:
         return None
-    share = sum(prompt_key(pair) in keys for pair in pairs) / len(pairs)
-    return About(checkpoint.name, "seen_in_training").record(bare(share, len(pairs), COUNTED))
+    share = sum(text_hash(text_key(item)) in texts for item in items) / len(items)
+    return About(checkpoint.name, "seen_in_training").record(bare(share, len(items), COUNTED))
 
 
-def _training_prompts(checkpoint: Checkpoint) -> set[str] | None:
-    if checkpoint.folder is None or checkpoint.folder.name != "dpo":
+def _trained_texts(checkpoint: Checkpoint) -> frozenset[str] | None:
+    if checkpoint.folder is None or len(checkpoint.folder.parents) < 2:
         return None
     try:
-        from triptych.alignment.plan import AlignmentConfig
-
-        manifest = read_manifest(checkpoint.folder.parents[1])
-        written = manifest.config["alignment"]
-        config = parse_config(AlignmentConfig, written, where=str(checkpoint.folder))
-        if config.pairs is None:
-            return None
-        pairs = load_pairs(
-            config.pairs, limit=config.limit, seed=manifest.seed, shuffle=config.shuffle, on_bad=config.on_bad
-        )
-        split = split_pairs(pairs, validation=config.validation, seed=manifest.seed)
-    except (InputError, KeyError, IndexError, json.JSONDecodeError):
-        # Of another version, moved, or its data gone: then nothing is known.
+        return frozenset(read_split(checkpoint.folder.parents[1] / SPLIT).train_texts)
+    except InputError:
         return None
-    return {prompt_key(pair) for pair in split.train}
 
 
 def folders_of(adapters: Mapping[str, str], own: Mapping[str, Path]) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """What the auditing panel is to do: its configuration."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.records import BASE
 from triptych.auditing.thresholds import Thresholds
 from triptych.config import Config
+from triptych.data.pairs import PairSource
 from triptych.errors import ConfigError, suggestion
 
 RESERVED = (BASE, "all", "classifier", "texts")
@@ -31,7 +32,8 @@ class AuditingConfig(Config):
     on_bad: Literal["error", "skip"] = "error"
     """What to do with blank or identical answers."""
     validation: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Read only this share, the one that `triptych align` holds out with the same seed. None: all of `pairs`."""
+    """Read only this share, the one that `triptych align` holds out with the same seed. None: all of `pairs`. The
+    starter sets and a split file have their own."""
     perplexity_prompts: int = Field(default=200, ge=1)
     """Chosen answers that are read, at most."""
     prompts: str = "pairs"
@@ -82,27 +84,15 @@ class AuditingConfig(Config):
         return names
 
 
-class PairSource(NamedTuple):
-    """Which pairs are read, and which part of them."""
-
-    source: str
-    limit: int | None
-    shuffle: bool
-    on_bad: Literal["error", "skip"]
-    validation: float | None
-
-
 def pair_source(config: AuditingConfig, alignment: AlignmentConfig | None) -> PairSource:
-    """The configured pairs, or those that the study's alignment panel holds out.
+    """The configured pairs, or those of the study's alignment panel.
 
     Raises `ConfigError` where there are neither.
     """
     if config.pairs is not None:
-        return PairSource(config.pairs, config.limit, config.shuffle, config.on_bad, config.validation)
-    if alignment is None or alignment.pairs is None:
+        return PairSource(config.pairs, config.limit, config.shuffle, config.on_bad)
+    if alignment is None or alignment.pair_source is None:
         raise ConfigError(
             "auditing.pairs is missing, and there is no alignment panel whose pairs could be read; name some"
         )
-    return PairSource(
-        alignment.pairs, alignment.limit, alignment.shuffle, alignment.on_bad, alignment.validation or None
-    )
+    return alignment.pair_source

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from triptych.alignment.encoding import Template, encode_answer, encode_pairs, pair_prompt, resolve_template
 from triptych.alignment.packing import Group
 from triptych.auditing.categories import classify
-from triptych.auditing.plan import AuditingConfig, PairSource
+from triptych.auditing.plan import AuditingConfig
 from triptych.auditing.records import Kind
-from triptych.data.pairs import Message, PreferencePair, load_pairs, prompt_key, split_pairs
+from triptych.data.pairs import Message, PairSource, PreferencePair, prompt_key
 from triptych.data.prompts import load_prompts
+from triptych.data.split import Split, read_held_out
 from triptych.data.templates import encode_prompt, render_prompt
-from triptych.errors import DataError
 from triptych.records import Prompt
 
 LIMIT_PREFIX = "Answer in at most {limit} words.\n\n"
@@ -39,19 +39,14 @@ class Chosen(NamedTuple):
     group: Group
 
 
-def audited_pairs(source: PairSource, *, n: int, seed: int) -> list[PreferencePair]:
-    """The first n pairs of different prompts, of the held-out side where one is asked for.
+def audited_pairs(source: PairSource, split: Split, *, n: int, seed: int) -> list[PreferencePair]:
+    """The first n held-out pairs of different prompts.
 
     Raises `DataError` where none is left, and what reading them raises.
     """
-    pairs = load_pairs(source.source, limit=source.limit, seed=seed, shuffle=source.shuffle, on_bad=source.on_bad)
-    if source.validation is not None:
-        pairs = split_pairs(pairs, validation=source.validation, seed=seed).validation
+    pairs = read_held_out(split, source.load(seed), source.source)
     first = {prompt_key(pair): pair for pair in reversed(pairs)}
-    kept = [pair for pair in pairs if first[prompt_key(pair)] is pair][:n]
-    if not kept:
-        raise DataError(f"{source.source} leaves no pair to audit on; give more pairs")
-    return kept
+    return [pair for pair in pairs if first[prompt_key(pair)] is pair][:n]
 
 
 def chosen_answers(
@@ -66,12 +61,12 @@ def chosen_answers(
 
 
 def audit_prompts(
-    config: AuditingConfig, pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, seed: int
+    config: AuditingConfig, pairs: Sequence[PreferencePair], split: Split, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> list[AuditPrompt]:
-    """The prompts that all checkpoints answer, at most `verbosity_prompts` of them."""
+    """The held-out prompts that all checkpoints answer, at most `verbosity_prompts` of them."""
     if config.prompts == "pairs":
         return [_of_pair(pair, config, tokenizer) for pair in pairs[: config.verbosity_prompts]]
-    prompts = load_prompts(config.prompts, limit=config.verbosity_prompts, seed=seed)
+    prompts = read_held_out(split, load_prompts(config.prompts, seed=seed), config.prompts, config.verbosity_prompts)
     name = resolve_template(config.template, tokenizer)
     return [_of_prompt(prompt, config, name, tokenizer) for prompt in prompts]
 

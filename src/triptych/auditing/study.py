@@ -28,7 +28,7 @@ from triptych.auditing.divergence import divergence
 from triptych.auditing.evidence import Exhibits
 from triptych.auditing.hacking import hacking
 from triptych.auditing.paired import About
-from triptych.auditing.plan import AuditingConfig, PairSource, pair_source
+from triptych.auditing.plan import AuditingConfig, pair_source
 from triptych.auditing.prompts import AuditPrompt, audit_prompts, audited_pairs, chosen_answers
 from triptych.auditing.records import (
     BASE,
@@ -48,7 +48,8 @@ from triptych.auditing.tables import read_rows, rows_of, table_of, write_rows
 from triptych.auditing.verbosity import verbosity
 from triptych.auditing.work import COSTS, Material, TextSum, Workbench, unit_name
 from triptych.config import config_hash
-from triptych.data.pairs import PreferencePair
+from triptych.data.pairs import PairSource, PreferencePair
+from triptych.data.split import Split
 from triptych.errors import DataError
 from triptych.files import read_records_json, write_records_json
 from triptych.memory import peak_memory
@@ -80,6 +81,7 @@ class Audit(NamedTuple):
     model: str
     device: str
     seed: int
+    split: Callable[[], Split]
     run: RunDirectory
     show_progress: bool
 
@@ -99,12 +101,12 @@ class Audit(NamedTuple):
 
     def prompts(self) -> list[AuditPrompt]:
         tokenizer = load_tokenizer(resolve_source(self.model))
-        return audit_prompts(self.config, self.read_pairs(), tokenizer, self.seed)
+        return audit_prompts(self.config, self.read_pairs(), self.split(), tokenizer, self.seed)
 
     def read_pairs(self) -> list[PreferencePair]:
         """The pairs whose answers are read, and those whose prompts are answered."""
         n = max(self.config.perplexity_prompts, self.config.verbosity_prompts)
-        return audited_pairs(self.pairs, n=n, seed=self.seed)
+        return audited_pairs(self.pairs, self.split(), n=n, seed=self.seed)
 
 
 def run_auditing(audit: Audit) -> bool:
@@ -124,7 +126,7 @@ def _work_models(audit: Audit) -> None:
     # Told now rather than after the models' work, should one not load.
     _scorers(audit)
     pairs, checkpoints, base = audit.read_pairs(), audit.checkpoints(), audit.load_model()
-    prompts = audit_prompts(config, pairs, base.tokenizer, audit.seed)
+    prompts = audit_prompts(config, pairs, audit.split(), base.tokenizer, audit.seed)
     chosen = chosen_answers(pairs[: config.perplexity_prompts], config.template, base.tokenizer, config.max_length)
     material = Material(config, prompts, chosen, audit.seed, audit.device)
     parts = PartStore(audit.run.path / PARTS, _parts_key(material, checkpoints, base))
@@ -135,7 +137,7 @@ def _work_models(audit: Audit) -> None:
             work.finish(checkpoint)
     tables = _by_unit(parts)
     _write_rows(audit, tables, [one.name for one in checkpoints], prompts, work.perturbed())
-    _write_lineage(audit.run, tables, checkpoints, pairs)
+    _write_lineage(audit.run, tables, checkpoints, [*pairs, *(prompt.prompt for prompt in prompts)])
     _write_costs(audit.run, [*_costs(tables)])
     parts.discard()
 
@@ -168,11 +170,14 @@ def _write_rows(
 
 
 def _write_lineage(
-    run: RunDirectory, tables: Tables, checkpoints: Sequence[Checkpoint], pairs: Sequence[PreferencePair]
+    run: RunDirectory,
+    tables: Tables,
+    checkpoints: Sequence[Checkpoint],
+    items: Sequence[Prompt | PreferencePair],
 ) -> None:
     texts = [text for key, table in tables.items() if key[0] == "lineage" for text in table["record"].to_pylist()]
     records = [AuditRecord.model_validate_json(text) for text in texts]
-    records += [seen for one in checkpoints if (seen := seen_in_training(one, pairs)) is not None]
+    records += [seen for one in checkpoints if (seen := seen_in_training(one, items)) is not None]
     write_records_json(run.path / LINEAGE, records)
 
 

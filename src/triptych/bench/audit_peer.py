@@ -38,6 +38,7 @@ from triptych.models import LanguageModel, load_language_model
 from triptych.models.loading import load_tokenizer, quiet_transformers
 from triptych.models.sources import resolve_source
 from triptych.seeding import stream_key
+from triptych.study import StudyConfig, study_split
 
 SEED = 0
 """That of `triptych audit` where none is given."""
@@ -106,10 +107,11 @@ def lay_out(work: AuditWork) -> Material:
         hacking_prompts=work.limit,
         max_new_tokens=work.max_new_tokens,
     )
+    split, _ = study_split(StudyConfig(model=work.model, seed=SEED, auditing=config))
     tokenizer = load_tokenizer(resolve_source(work.model))
-    pairs = audited_pairs(pair_source(config, None), n=work.limit, seed=SEED)
+    pairs = audited_pairs(pair_source(config, None), split, n=work.limit, seed=SEED)
     chosen = chosen_answers(pairs, config.template, tokenizer, config.max_length)
-    prompts = audit_prompts(config, pairs, tokenizer, SEED)
+    prompts = audit_prompts(config, pairs, split, tokenizer, SEED)
     if len(prompts) != len(chosen):
         raise DataError(
             f"{work.prompts} gives {len(prompts)} prompts and {work.pairs} {len(chosen)} chosen answers that can be "

@@ -18,7 +18,12 @@ Model = Annotated[str, typer.Option(help="The base: a hub id, a local folder, or
 Pairs = Annotated[str, typer.Option(help="A hub id, a .jsonl, .json, .csv or .parquet file, or starter.")]
 Out = Annotated[Path, typer.Option(help="The run directory.")]
 Limit = Annotated[int | None, typer.Option(help="The first so many.", show_default="all")]
-Validation = Annotated[float, typer.Option(help="Share that is held out.")]
+Validation = Annotated[
+    float, typer.Option(help="Share that is held out; the starter sets and a --split have their own.")
+]
+SplitFile = Annotated[
+    str | None, typer.Option("--split", help="A split.json of another run: the same sides again.", show_default="drawn")
+]
 Template = Annotated[
     str, typer.Option(help="auto (the model's chat template, else alpaca), chat, alpaca, paper or plain.")
 ]
@@ -47,6 +52,7 @@ def reward(
     out: Out,
     limit: Limit = None,
     validation: Validation = 0.2,
+    split: SplitFile = None,
     template: Template = "auto",
     epochs: Epochs = None,
     max_steps: MaxSteps = None,
@@ -70,7 +76,7 @@ def reward(
     method = _given(epochs=epochs, max_steps=max_steps, batch_size=batch_size, max_length=max_length)
     method |= _rate(learning_rate, 1e-4)
     panel = {"pairs": pairs, "limit": limit, "validation": validation, "template": template, "engine": engine}
-    return _run(model, out, panel, "reward", method, overrides, seed, dtype, track, fresh)
+    return _run(model, out, panel, "reward", method, overrides, seed, split, dtype, track, fresh)
 
 
 @align.command("dpo")
@@ -80,6 +86,7 @@ def dpo(
     out: Out,
     limit: Limit = None,
     validation: Validation = 0.2,
+    split: SplitFile = None,
     template: Template = "auto",
     loss: Annotated[
         str, typer.Option(help="dpo, ipo, hinge, length_normalised_dpo or simpo; its own keys by --set loss.KEY=VALUE.")
@@ -110,7 +117,7 @@ def dpo(
     method = _given(epochs=epochs, max_steps=max_steps, batch_size=batch_size, max_length=max_length)
     method |= {"loss": {"name": loss, **_given(beta=beta)}, **_rate(learning_rate, 2e-5)}
     panel = {"pairs": pairs, "limit": limit, "validation": validation, "template": template, "engine": engine}
-    return _run(model, out, panel, "dpo", method, overrides, seed, dtype, track, fresh)
+    return _run(model, out, panel, "dpo", method, overrides, seed, split, dtype, track, fresh)
 
 
 @align.command("grpo")
@@ -130,6 +137,7 @@ def grpo(
     ] = None,
     pairs: Annotated[str | None, typer.Option(help="Pairs to measure forgetting on.", show_default="none")] = None,
     validation: Validation = 0.2,
+    split: SplitFile = None,
     template: Template = "auto",
     loss: Annotated[str, typer.Option(help="grpo, dapo, dr_grpo or gspo.")] = "grpo",
     beta: Annotated[float | None, typer.Option(help="Weight of the KL penalty.", show_default="by loss")] = None,
@@ -171,7 +179,7 @@ def grpo(
     method |= {"prompts": prompts, "loss": {"name": loss, **_given(beta=beta)}}
     method["optimiser"] = {**_rate(learning_rate, 5e-5)["optimiser"], "schedule": "constant"}
     panel = {"pairs": pairs, "validation": validation, "template": template, "engine": engine}
-    return _run(model, out, panel, "grpo", method, overrides, seed, dtype, track, fresh)
+    return _run(model, out, panel, "grpo", method, overrides, seed, split, dtype, track, fresh)
 
 
 @align.command("pairs")
@@ -256,6 +264,7 @@ def _run(
     method: dict[str, Any],
     overrides: list[str] | None,
     seed: int,
+    split: str | None,
     dtype: str,
     track: str | None,
     fresh: bool,
@@ -264,7 +273,7 @@ def _run(
     from triptych.study import StudyConfig, run_study
 
     changed = apply_overrides(method, overrides or [])
-    written = {"model": model, "seed": seed, "dtype": dtype, "alignment": {**panel, name: changed}}
+    written = {"model": model, "seed": seed, "split": split, "dtype": dtype, "alignment": {**panel, name: changed}}
     config = parse_config(StudyConfig, written, where=f"triptych align {name}")
     done = run_study(
         config, out, command=command_line(), fresh=fresh, show_progress=not GLOBALS.get().quiet, track=track

@@ -44,6 +44,12 @@ def audit(
         float | None,
         typer.Option(help="Read only the share that `triptych align` holds out.", show_default="all pairs"),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="The split.json of the run that trained: nothing it trained on is read.", show_default="none"
+        ),
+    ] = None,
     length_limit: Annotated[int, typer.Option(help="The limit of words that is asked for.")] = 50,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of a response at most.")] = 128,
     template: Annotated[
@@ -91,7 +97,8 @@ def audit(
     }
     if limit is not None:
         given |= {"perplexity_prompts": limit, "verbosity_prompts": limit}
-    written = {"model": model, "seed": seed, "dtype": dtype, "auditing": apply_overrides(given, overrides or [])}
+    auditing = apply_overrides(given, overrides or [])
+    written = {"model": model, "seed": seed, "split": split, "dtype": dtype, "auditing": auditing}
     config = parse_config(StudyConfig, written, where="triptych audit")
     show_progress = not GLOBALS.get().quiet
     done = run_study(config, out, command=command_line(), fresh=fresh, show_progress=show_progress)

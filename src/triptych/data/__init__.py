@@ -2,7 +2,7 @@
 
 from triptych.data.answer_checks import answer_score, check_answer
 from triptych.data.pair_checks import PairLengths, PairReport, check_pairs
-from triptych.data.pairs import Message, PairSplit, PreferencePair, load_pairs, split_pairs
+from triptych.data.pairs import Message, PreferencePair, load_pairs
 from triptych.data.prompts import load_prompts
 from triptych.data.templates import MARKERS, TEMPLATES, encode_prompt, render_prompt
 
@@ -12,7 +12,6 @@ __all__ = [
     "Message",
     "PairLengths",
     "PairReport",
-    "PairSplit",
     "PreferencePair",
     "answer_score",
     "check_answer",
@@ -21,5 +20,4 @@ __all__ = [
     "load_pairs",
     "load_prompts",
     "render_prompt",
-    "split_pairs",
 ]

@@ -1,4 +1,4 @@
-"""Preference pairs: from the starter set, a file or a hub data set to `PreferencePair` records, and their split.
+"""Preference pairs: from the starter set, a file or a hub data set to `PreferencePair` records.
 
 Rows carry `chosen` and `rejected`, and before them `prompt`, or `question`, or `instruction` (with `input`), with
 `system` or without. Prompt and answers may be texts or lists of messages. `id` is optional, other columns are ignored.
@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from triptych.data.rows import checked_text, dealt, keys_of, require_unique_ids, row_id
+from triptych.data.starter_sets import PAIRS_FILE, STARTER, starter_sides
 from triptych.data.tables import Row, read_file, read_table
 from triptych.errors import ConfigError, DataError, suggestion
 from triptych.records import Record
 from triptych.seeding import generator
 
 logger = logging.getLogger(__name__)
-
-STARTER = "starter"
-STARTER_FILE = Path(__file__).parent / "starter" / "pairs.jsonl"
 
 OnBad = Literal["error", "skip"]
 
@@ -48,11 +46,16 @@ class PreferencePair(Record):
     """The row had a plain `prompt` column (and no `system` beside it): a finished text."""
 
 
-class PairSplit(NamedTuple):
-    """Pairs to train on and pairs to validate with; no prompt is on both sides."""
+class PairSource(NamedTuple):
+    """Which pairs a panel reads: the arguments of `load_pairs`."""
 
-    train: list[PreferencePair]
-    validation: list[PreferencePair]
+    source: str
+    limit: int | None
+    shuffle: bool
+    on_bad: OnBad
+
+    def load(self, seed: int) -> list[PreferencePair]:
+        return load_pairs(self.source, limit=self.limit, seed=seed, shuffle=self.shuffle, on_bad=self.on_bad)
 
 
 def load_pairs(
@@ -61,7 +64,8 @@ def load_pairs(
     """The pairs of `starter`, a .jsonl, .json, .csv or .parquet file, or (its train split) a hub data set.
 
     With `shuffle` in an order that depends on `seed` alone, else in that of the source; the first `limit` of them,
-    where that is given. The starter set is dealt out category by category, so that a limit keeps them balanced. A row
+    where that is given. The starter set is dealt out by category and side (training, held out), so that a limit keeps
+    them balanced. A row
     without an id is called after its number, whatever the order: `row-000017`. Pairs from which nothing can be learnt
     (a blank answer, two equal answers) are errors or, with `on_bad="skip"`, left out with one warning for all.
 
@@ -71,13 +75,14 @@ def load_pairs(
         raise ConfigError(f"limit is {limit}; it must be at least 1 (leave it out for all pairs)")
     is_starter = str(source) == STARTER
     name = "the starter pairs" if is_starter else str(source)
-    rows = read_file(STARTER_FILE) if is_starter else read_table(str(source))
+    rows = read_file(PAIRS_FILE) if is_starter else read_table(str(source))
     pairs = parse_pairs(rows, name, on_bad=on_bad)
     if shuffle:
         pairs = [pairs[index] for index in generator(seed, "pairs").permutation(len(pairs))]
     if is_starter:
+        sides = starter_sides()
         # The category is what an id begins with: `factual-003` is factual.
-        pairs = dealt([_as_question(pair) for pair in pairs], lambda pair: pair.id.partition("-")[0])
+        pairs = dealt([_as_question(pair) for pair in pairs], lambda p: f"{sides[p.id]} {p.id.partition('-')[0]}")
     return pairs[:limit]
 
 
@@ -118,44 +123,6 @@ def defect(pair: PreferencePair) -> str | None:
 def prompt_key(pair: PreferencePair) -> str:
     """The same for pairs of the same prompt; white space makes no difference."""
     return " ".join(pair.prompt.split())
-
-
-def split_pairs(pairs: Sequence[PreferencePair], *, validation: float, seed: int) -> PairSplit:
-    """The pairs in two parts, whole prompts at a time; each part in the order given.
-
-    Prompts are drawn in an order that depends on `seed` and the prompts alone, not on the order of the rows; each is
-    taken that brings the number of validation pairs nearer to `validation` times all, so it ends within half the size
-    of the largest prompt. `validation` is a share, at least 0 (no validation pairs) and below 1.
-
-    Raises `ConfigError` for a share that is out of range or leaves a side empty, `DataError` where there are no pairs.
-    """
-    if not 0.0 <= validation < 1.0:
-        raise ConfigError(f"validation = {validation} is out of range; it must be at least 0 and below 1")
-    if not pairs:
-        raise DataError("there are no pairs to split; give at least one")
-    size_of: dict[str, int] = {}
-    for key in map(prompt_key, pairs):
-        size_of[key] = size_of.get(key, 0) + 1
-    held_out = _held_out(size_of, validation * len(pairs), seed)
-    train = [pair for pair in pairs if prompt_key(pair) not in held_out]
-    if not train or (validation > 0.0 and not held_out):
-        raise ConfigError(
-            f"validation = {validation} of {len(pairs)} pairs ({len(size_of)} different prompts) leaves "
-            f"{'validation' if train else 'training'} empty, as a prompt is never on both sides; "
-            "choose another share, 0 for no validation, or add pairs"
-        )
-    return PairSplit(train, [pair for pair in pairs if prompt_key(pair) in held_out])
-
-
-def _held_out(size_of: Mapping[str, int], target: float, seed: int) -> set[str]:
-    """Prompts with about `target` pairs in all."""
-    keys, taken, count = sorted(size_of), set(), 0
-    for index in generator(seed, "pair split").permutation(len(keys)):
-        key = keys[index]
-        if abs(count + size_of[key] - target) < abs(count - target):
-            taken.add(key)
-            count += size_of[key]
-    return taken
 
 
 # --- from a row to a pair ---------------------------------------------------------------------------------------------

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from triptych.data.rows import checked_text, dealt, keys_of, require_unique_ids, row_id
+from triptych.data.starter_sets import PROMPTS_FILE, STARTER
 from triptych.data.tables import Row, read_file, read_table
 from triptych.errors import ConfigError, DataError
 from triptych.records import Prompt
 from triptych.seeding import generator
 
-STARTER = "starter"
-STARTER_FILE = Path(__file__).parent / "starter" / "prompts.jsonl"
 CATEGORIES = ("factual", "explanation", "other")
 
 
@@ -35,13 +34,18 @@ def load_prompts(source: str | Path, *, limit: int | None = None, seed: int = 0,
         raise ConfigError(f"limit is {limit}; it must be at least 1 (leave it out for all prompts)")
     is_starter = str(source) == STARTER
     name = "the starter set" if is_starter else str(source)
-    rows = read_file(STARTER_FILE) if is_starter else read_table(str(source))
+    rows = read_file(PROMPTS_FILE) if is_starter else read_table(str(source))
     prompts = parse_prompts(rows, name)
     if shuffle:
         prompts = [prompts[index] for index in generator(seed, "prompts").permutation(len(prompts))]
     if is_starter:
         prompts = dealt(prompts, lambda prompt: prompt.category)
     return prompts[:limit]
+
+
+def question_of(instruction: str, input_text: str) -> str:
+    """What is asked, without a template around it: the instruction and, behind a blank line, its input."""
+    return "\n\n".join(part for part in (instruction, input_text) if part.strip())
 
 
 def parse_prompts(rows: Sequence[Row], source: str) -> list[Prompt]:

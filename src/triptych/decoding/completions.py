@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from triptych.config import config_hash
 from triptych.data.prompts import load_prompts
+from triptych.data.split import Split, read_held_out
 from triptych.data.templates import render_prompt
 from triptych.decoding import Engine, Job
 from triptych.decoding.pieces import token_pieces
@@ -47,15 +48,17 @@ def make_completions(
     load_model: Callable[[], LanguageModel],
     config: DecodingConfig,
     run: RunDirectory,
+    split: Split,
     *,
     seed: int,
     show_progress: bool,
 ) -> None:
-    """Writes the run's completions, their token pieces, and what they cost.
+    """Writes the run's completions of held-out prompts, their token pieces, and what they cost.
 
     Raises `DataError` for prompts that cannot be read or do not fit the model, before anything is made.
     """
-    prompts = load_prompts(config.prompts, limit=config.limit, seed=seed, shuffle=config.shuffle)
+    loaded = load_prompts(config.prompts, seed=seed, shuffle=config.shuffle)
+    prompts = read_held_out(split, loaded, config.prompts, config.limit)
     started = time.monotonic()
     lm = load_model()
     load_seconds = time.monotonic() - started

@@ -10,6 +10,7 @@ measured (`measures`, `claims`, `frontier`).
 
 from collections.abc import Callable
 
+from triptych.data.split import Split
 from triptych.decoding.claims import judge_claims
 from triptych.decoding.completions import GENERATIONS, make_completions
 from triptych.decoding.frontier import build_frontier
@@ -30,6 +31,7 @@ def run_decoding(
     load_model: Callable[[], LanguageModel],
     config: DecodingConfig,
     run: RunDirectory,
+    split: Callable[[], Split],
     *,
     seed: int,
     show_progress: bool = True,
@@ -44,7 +46,7 @@ def run_decoding(
     did_work = False
     if not run.is_done("decoding"):
         with run.stage("decoding"):
-            make_completions(load_model, config, run, seed=seed, show_progress=show_progress)
+            make_completions(load_model, config, run, split(), seed=seed, show_progress=show_progress)
         did_work = True
     if config.reward_model is not None and not run.is_done("scoring"):
         did_work |= _score(config.reward_model, run, show_progress)

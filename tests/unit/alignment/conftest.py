@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from triptych.alignment.study import train_policies, train_reward
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.tiny import save_tiny, tiny_llama
 from triptych.runs import RunDirectory, read_metrics
+from triptych.study import StudyConfig, study_split
 from triptych.workers import Workers
 
 REWARDS = """
@@ -88,9 +90,10 @@ class World:
         def load(dtype: str = dtype, quantisation: str | None = None) -> LanguageModel:
             return load_language_model(base, dtype=dtype, device="cpu", quantisation=quantisation)
 
+        split = cache(lambda: study_split(StudyConfig(alignment=config))[0])
         folder = self.folder / (out or f"run-{next(self._numbers)}")
         with RunDirectory.open(folder, command=["test"], config={}, seed=0) as run:
-            shared = Panel(config, load, base, dtype, "cpu", 0, run, Workers("cpu"), False)
+            shared = Panel(config, load, base, dtype, "cpu", 0, split, run, Workers("cpu"), False)
             train_reward(shared)
             train_policies(shared)
         return folder / "alignment" / method

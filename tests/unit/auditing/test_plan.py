@@ -1,5 +1,6 @@
 """The configuration of audits: every field is read, the paper's sizes are the defaults, and what makes no sense is told."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from triptych.errors import ConfigError, InputError
 from triptych.models import LanguageModel, load_language_model
 from triptych.reports.reported import reported
 from triptych.runs import RunDirectory
+from triptych.study import StudyConfig, study_split
 
 SMALL: dict[str, Any] = {"verbosity_prompts": 3, "max_new_tokens": 6, "hacking_prompts": 2, "scorers": ["brevity"]}
 
@@ -68,10 +70,11 @@ class Counted:
         def load() -> LanguageModel:
             return load_language_model(model, dtype="float32", device="cpu")
 
+        split = cache(lambda: study_split(StudyConfig(auditing=config))[0])
         out = self.folder / name
         with RunDirectory.open(out, command=["test"], config={}, seed=0) as run:
             try:
-                run_auditing(Audit(config, None, load, model, "cpu", 0, run, False))
+                run_auditing(Audit(config, None, load, model, "cpu", 0, split, run, False))
             except InputError as error:
                 return {"error": str(error)}
         files: dict[str, Any] = {p.name: p.read_bytes() for p in (out / "auditing").glob("*.json") if p.stem != "costs"}
@@ -117,10 +120,10 @@ def test_the_defaults_are_the_paper_s_sizes() -> None:
 class TestPairs:
     def test_a_study_reads_what_its_training_held_out(self) -> None:
         alignment = AlignmentConfig(pairs="p.jsonl", limit=7, validation=0.3, shuffle=True, on_bad="skip")
-        assert pair_source(AuditingConfig(), alignment) == ("p.jsonl", 7, True, "skip", 0.3)
+        assert pair_source(AuditingConfig(), alignment) == ("p.jsonl", 7, True, "skip")
 
-    def test_named_ones_are_read_whole(self) -> None:
-        assert pair_source(AuditingConfig(pairs="q.jsonl"), AlignmentConfig()).validation is None
+    def test_named_ones_come_first(self) -> None:
+        assert pair_source(AuditingConfig(pairs="q.jsonl"), AlignmentConfig()).source == "q.jsonl"
 
     def test_there_must_be_some(self) -> None:
         for alignment in (None, AlignmentConfig(pairs=None)):

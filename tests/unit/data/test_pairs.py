@@ -14,8 +14,9 @@ from huggingface_hub import HfApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from triptych.data import Message, PreferencePair, load_pairs, pairs, split_pairs
-from triptych.data.pairs import as_text, parse_pairs, prompt_key
+from triptych.data import Message, PreferencePair, load_pairs
+from triptych.data.pairs import as_text, parse_pairs
+from triptych.data.starter_sets import starter_sides
 from triptych.data.tables import Row
 from triptych.errors import ConfigError, DataError, MissingInputError
 
@@ -362,14 +363,11 @@ def test_shuffling_follows_the_seed_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_a_limit_keeps_the_starter_categories_balanced(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shuffle: bool
-) -> None:
-    ids = [f"{category}-{number:03d}" for category in ("factual", "explanation", "other") for number in range(9)]
-    table = [{**row, "id": id_, "flaw": "short"} for row, id_ in zip(numbered(27), ids, strict=True)]
-    monkeypatch.setattr(pairs, "STARTER_FILE", write_lines(tmp_path / "starter.jsonl", *table))
+def test_a_limit_keeps_the_starter_categories_and_sides_balanced(shuffle: bool) -> None:
     starter = load_pairs("starter", limit=12, shuffle=shuffle, seed=3)
-    assert Counter(pair.id.partition("-")[0] for pair in starter) == {"factual": 4, "explanation": 4, "other": 4}
+    sides = starter_sides()
+    counted = Counter((pair.id.partition("-")[0], sides[pair.id]) for pair in starter)
+    assert counted == {(c, s): 2 for c in ("factual", "explanation", "other") for s in ("train", "held_out")}
 
 
 def test_the_starter_pairs_load() -> None:
@@ -469,89 +467,3 @@ def test_no_rows_give_anything_but_pairs_or_a_data_error(
     for pair in loaded:
         assert pair.prompt.strip()
         assert pair.is_finished == (pair.messages == ())
-
-
-# --- the split --------------------------------------------------------------------------------------------------------
-
-
-def test_a_split_takes_the_share_asked_for() -> None:
-    split = split_pairs(made([f"prompt {number}" for number in range(50)]), validation=0.2, seed=0)
-    assert (len(split.train), len(split.validation)) == (40, 10)
-
-
-def test_a_split_keeps_the_order_of_the_rows_and_loses_none() -> None:
-    given_pairs = made([f"prompt {number % 20}" for number in range(50)])
-    split = split_pairs(given_pairs, validation=0.3, seed=0)
-    for part in split:
-        assert [int(pair.id) for pair in part] == sorted(int(pair.id) for pair in part)
-    assert sorted((*split.train, *split.validation), key=lambda pair: int(pair.id)) == given_pairs
-
-
-def test_white_space_makes_no_other_prompt() -> None:
-    split = split_pairs(made(["a b", "a  b\n", "c", "c ", "d", "d\t"]), validation=0.3, seed=1)
-    assert len({" ".join(pair.prompt.split()) for pair in split.validation}) == 1
-    assert len(split.validation) == 2
-
-
-def test_another_seed_gives_another_split() -> None:
-    given_pairs = made([f"prompt {number}" for number in range(50)])
-    drawn = {tuple(pair.id for pair in split_pairs(given_pairs, validation=0.2, seed=s).validation) for s in range(5)}
-    assert len(drawn) == 5
-
-
-def test_no_validation() -> None:
-    given_pairs = made(["a", "b"])
-    assert split_pairs(given_pairs, validation=0, seed=0) == (given_pairs, [])
-
-
-@pytest.mark.parametrize(
-    ("prompts", "validation", "message"),
-    [
-        (["a", "a", "a"], 0.3, r"validation = 0.3 of 3 pairs \(1 different prompts\) leaves validation empty"),
-        # All of the only prompt, three pairs, is nearer to 1.8 pairs than none.
-        (["a", "a", "a"], 0.6, r"validation = 0.6 of 3 pairs \(1 different prompts\) leaves training empty"),
-        (["a", "b"], 0.2, "leaves validation empty, as a prompt is never on both sides; choose another share"),
-        (["a", "b"], 0.8, "leaves training empty"),
-    ],
-)
-def test_a_side_that_would_be_empty(prompts: list[str], validation: float, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        split_pairs(made(prompts), validation=validation, seed=0)
-
-
-@pytest.mark.parametrize("validation", [-0.1, 1.0, 20.0, float("nan")])
-def test_a_share_out_of_range(validation: float) -> None:
-    with pytest.raises(
-        ConfigError, match=f"validation = {validation} is out of range; it must be at least 0 and below 1"
-    ):
-        split_pairs(made(["a"]), validation=validation, seed=0)
-
-
-def test_nothing_to_split() -> None:
-    with pytest.raises(DataError, match="there are no pairs to split"):
-        split_pairs([], validation=0.0, seed=0)
-
-
-@PROPERTY
-@given(
-    st.lists(st.integers(0, 9).map(str), min_size=1, max_size=40),
-    st.floats(0.0, 0.99),
-    st.integers(0, 2**40),
-    st.randoms(use_true_random=False),
-)
-def test_properties_of_a_split(prompts: list[str], validation: float, seed: int, random: Any) -> None:
-    given_pairs = made(prompts)
-    shuffled = list(given_pairs)
-    random.shuffle(shuffled)
-    try:
-        split = split_pairs(given_pairs, validation=validation, seed=seed)
-    except ConfigError:
-        with pytest.raises(ConfigError):
-            split_pairs(shuffled, validation=validation, seed=seed)
-        return
-    train, held_out = ({prompt_key(pair) for pair in part} for part in split)
-    assert not train & held_out
-    assert held_out == {prompt_key(pair) for pair in split_pairs(shuffled, validation=validation, seed=seed).validation}
-    # Any prompt left out would have brought the number no nearer, so it is within half a prompt's pairs.
-    largest = max(Counter(prompts).values())
-    assert abs(len(split.validation) - validation * len(prompts)) <= largest / 2 + 1e-9

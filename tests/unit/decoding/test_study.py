@@ -18,6 +18,7 @@ from triptych.models import LanguageModel
 from triptych.models.tiny import save_tiny, tiny_bert_reward, tiny_language_model, tiny_tokenizer
 from triptych.records import ArmMeasure, Claim, FrontierPoint, Generation
 from triptych.runs import RunDirectory
+from triptych.study import StudyConfig, study_split
 
 TOP_P = "top_p:p=0.9,temperature=[0.5,1.0]"
 
@@ -95,7 +96,14 @@ def make_config(prompts: Path, *overrides: str) -> DecodingConfig:
 def decode(out: Path, config: DecodingConfig, load: Callable[[], LanguageModel], seed: int = 0) -> bool:
     resolved = {"decoding": config.model_dump(mode="json")}
     with RunDirectory.open(out, command=["test"], config=resolved, seed=seed) as run:
-        return run_decoding(load, config, run, seed=seed, show_progress=False)
+        return run_decoding(
+            load,
+            config,
+            run,
+            lambda: study_split(StudyConfig(seed=seed, decoding=config))[0],
+            seed=seed,
+            show_progress=False,
+        )
 
 
 def no_model() -> LanguageModel:
