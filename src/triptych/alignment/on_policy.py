@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from triptych.alignment.encoding import resolve_template
 from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.rewards import load_rewards
-from triptych.alignment.rollouts import RolloutGroup, question_of, roll_out, score_rollouts
-from triptych.data.prompts import load_prompts
+from triptych.alignment.rollouts import RolloutGroup, roll_out, score_rollouts
+from triptych.data.prompts import load_prompts, question_of
 from triptych.data.split import Source, make_split
 from triptych.data.templates import render_prompt
 from triptych.errors import ConfigError, DataError
@@ -89,7 +89,7 @@ def _pair(group: RolloutGroup, rewards: Sequence[float | None]) -> dict[str, Any
     return {
         "id": group.prompt.id,
         # Named so, it is put into a template when it is read; a `prompt` would count as a finished text.
-        "question": question_of(group.prompt),
+        "question": question_of(group.prompt.instruction, group.prompt.input),
         "chosen": best[1],
         "rejected": worst[1],
         "reward_chosen": best[0],

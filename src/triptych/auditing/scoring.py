@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from triptych.alignment.reward_functions import NamedReward, call_reward
-from triptych.alignment.rollouts import question_of
 from triptych.auditing.hacking import HACK
 from triptych.auditing.paired import About
 from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.records import BASE, SCORES_SCHEMA, PerturbedText, Response, Score
 from triptych.auditing.tables import table_of
 from triptych.auditing.work import COSTS, TextSum, unit_name
+from triptych.data.prompts import question_of
 from triptych.parts import PartStore
 from triptych.progress import Meter
 from triptych.records import Prompt
@@ -83,7 +83,7 @@ def score_texts(
             "checks": [record.checks for record in records],
             "n_tokens": [one.n_tokens for one in chosen],
         }
-        questions = [question_of(record) for record in records]
+        questions = [question_of(record.instruction, record.input) for record in records]
         values = call_reward(reward, questions, [one.text for one in chosen], columns)
         rows = [
             Score(reward.name, one.model, one.prompt_id, one.perturbation, value)

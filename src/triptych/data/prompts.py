@@ -43,16 +43,20 @@ def load_prompts(source: str | Path, *, limit: int | None = None, seed: int = 0,
     return prompts[:limit]
 
 
-def question_of(instruction: str, input_text: str) -> str:
-    """What is asked, without a template around it: the instruction and, behind a blank line, its input."""
-    return "\n\n".join(part for part in (instruction, input_text) if part.strip())
-
-
 def parse_prompts(rows: Sequence[Row], source: str) -> list[Prompt]:
     """The prompts in the rows of a table; `DataError` for the first row that is none, or for an id given twice."""
     prompts = [_prompt(row, f"{source}, {row.place}", number) for number, row in enumerate(rows, start=1)]
     require_unique_ids(rows, [prompt.id for prompt in prompts], source)
     return prompts
+
+
+def question_of(instruction: str, further: str) -> str:
+    """The question of a prompt without a template around it: instruction and input, a blank line between them.
+
+    The one text that preference pairs, rollouts, audits and the scoring of completions all mean by a prompt; either
+    part may be blank.
+    """
+    return "\n\n".join(part for part in (instruction, further) if part.strip())
 
 
 def _prompt(row: Row, where: str, number: int) -> Prompt:

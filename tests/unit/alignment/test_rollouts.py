@@ -11,8 +11,9 @@ import torch
 from triptych.alignment.on_policy import make_pairs, run_pairs, write_pairs
 from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.rewards import load_rewards
-from triptych.alignment.rollouts import RolloutGroup, question_of, roll_out, score_rollouts
+from triptych.alignment.rollouts import RolloutGroup, roll_out, score_rollouts
 from triptych.data.pairs import load_pairs
+from triptych.data.prompts import question_of
 from triptych.data.templates import encode_prompt
 from triptych.errors import ConfigError, DataError
 from triptych.models import LanguageModel
@@ -95,7 +96,7 @@ def test_rewards_see_what_belongs_to_a_completion() -> None:
 
     scored = score_rollouts(groups, [NamedReward("look", look), NamedReward("sparse", sparse, 10.0)])
     flat = [(group.prompt, one) for group in groups for one in group.rollouts]
-    assert seen["prompts"] == [question_of(prompt) for prompt, _ in flat]
+    assert seen["prompts"] == [question_of(prompt.instruction, prompt.input) for prompt, _ in flat]
     assert seen["completions"] == [one.text for _, one in flat]
     assert seen["record"] == [prompt for prompt, _ in flat]
     assert seen["id"] == [prompt.id for prompt, _ in flat]
@@ -104,11 +105,6 @@ def test_rewards_see_what_belongs_to_a_completion() -> None:
     assert scored.by_name["look"] == [float(i) for i in range(15)]
     assert scored.total[0] == [0.0, 11.0, 2.0]
     assert scored.total[4] == [12.0, 13.0, 14.0]
-
-
-def test_a_question_is_without_its_template() -> None:
-    assert question_of(PROMPTS[0]) == "Ask 0"
-    assert question_of(PROMPTS[1]) == "Ask 1\n\nof it"
 
 
 def test_reward_models_are_rewards(world: Any) -> None:
@@ -171,7 +167,7 @@ def test_the_best_against_the_worst() -> None:
         lengths = [len(one.text) for one in groups[row["id"]].rollouts if one.text.strip()]
         assert (row["reward_chosen"], row["reward_rejected"]) == (max(lengths), min(lengths))
         assert (len(row["chosen"]), len(row["rejected"])) == (max(lengths), min(lengths))
-        assert row["question"] == question_of(groups[row["id"]].prompt)
+        assert row["question"] == question_of(groups[row["id"]].prompt.instruction, groups[row["id"]].prompt.input)
 
 
 def test_samples_of_one_reward_make_no_pair() -> None:
