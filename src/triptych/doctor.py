@@ -62,11 +62,12 @@ GPU_OPERATIONS = 20e12
 """Assumed, not measured: floating-point operations a second that the products of so small a model reach on one
 data-centre GPU, where starting kernels takes most of the time."""
 
-STARTER_PROMPTS = 252
-"""Taken where a configuration sets no limit: how many prompts a file holds is not known here."""
+STARTER_PROMPTS, STARTER_PAIRS = 240, 252
+"""Held-out prompts and pairs to train on of the starter sets. Taken where a configuration sets no limit, as well: how
+many a file holds is not known here."""
 
-STARTER_PAIRS, PAIR_TOKENS, PROMPT_TOKENS = 252, 160, 60
-"""Of the starter set; of a pair, its prompt counted once; of a prompt."""
+PAIR_TOKENS, PROMPT_TOKENS = 160, 60
+"""Of a pair, its prompt counted once; of a prompt."""
 
 MAX_PROMPTS = 500
 """Of an audit, where a recipe sets no lower limit."""
@@ -217,9 +218,14 @@ def planned_requests(decoding: DecodingConfig) -> list[list[Request]]:
     return plan_requests(decoding, decoding.limit or STARTER_PROMPTS)
 
 
+def training_pairs(alignment: AlignmentConfig) -> int:
+    """How many pairs are trained on, about."""
+    return STARTER_PAIRS if alignment.limit is None else round(alignment.limit * (1.0 - alignment.validation))
+
+
 def _training_seconds(alignment: AlignmentConfig, allowed: float) -> float:
     """Reward model, DPO and GRPO; how many pairs a file holds is not known here, and taken as the starter set's."""
-    pairs = (alignment.limit or STARTER_PAIRS) * (1.0 - alignment.validation)
+    pairs = training_pairs(alignment)
     passes = 0.0
     if alignment.reward is not None:
         passes += 2.0 * (alignment.reward.epochs if alignment.reward.max_steps is None else 1)

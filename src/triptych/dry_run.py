@@ -25,13 +25,13 @@ from triptych.doctor import (
     MAX_PROMPTS,
     PARAMETERS,
     PROBE_SECONDS,
-    STARTER_PAIRS,
     RecipeCost,
     duration,
     planned_requests,
     product_rate,
     recipe_cost,
     size,
+    training_pairs,
 )
 from triptych.footprint import Share, disk_shares, image_counts, memory_shares
 from triptych.inputs import Found, look_up, wanted_inputs
@@ -174,7 +174,7 @@ def _trained(config: StudyConfig) -> dict[str, int]:
     if alignment is None:
         return {}
     counts: dict[str, int] = {}
-    pairs = round((alignment.limit or STARTER_PAIRS) * (1.0 - alignment.validation))
+    pairs = training_pairs(alignment)
     for name, method in (("reward steps", alignment.reward), ("DPO steps", alignment.dpo)):
         if method is not None:
             steps = method.epochs * math.ceil(pairs / method.batch_size)

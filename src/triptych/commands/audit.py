@@ -76,7 +76,8 @@ def audit(
 
     \b
     Examples:
-      triptych audit --model starter --adapter dpo=runs/dpo --pairs starter --validation 0.2 --out runs/audit
+      triptych audit --model starter --adapter dpo=runs/dpo --pairs starter --out runs/audit
+      triptych audit --model ./base --adapter mine=runs/dpo --pairs p.jsonl --split runs/dpo/split.json --out runs/mine
       triptych audit --model ./base --adapter theirs=./lora --adapter merged=./whole --pairs pairs.jsonl \\
           --scorer model:runs/reward --gold checks --fail-on severe --out runs/audit
     """
