@@ -151,5 +151,9 @@ class FrontierPoint(Record):
     diversity: Estimate
     diversity_name: str
     on_frontier: bool
+    """By the means alone: no other setting is at least as good on both and better on one."""
+    on_frontier_probability: float | None = None
+    """How probably the setting is on the frontier that more prompts of this kind would show, 0 to 1; None with fewer
+    than two prompts or without both figures. A share of random draws, see `triptych.decoding.frontier.membership`."""
     budget: int
     """Settings that were tried for this strategy."""
