@@ -4,7 +4,6 @@ Real prompts are the Alpaca sample beside the repository where it is there, else
 tokens (TRIPTYCH_GOLDEN_TOKENS asks for more). Only EOS and length end a completion, as in transformers.
 """
 
-import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,8 @@ def test_beams_are_those_of_transformers(
     assert best == {row.prompt_id: row.token_ids for row in ours["beam"]}
     settings = {"num_beams": 4, "length_penalty": 0.0, "early_stopping": "never", "num_return_sequences": 4}
     theirs = generated(lm, prompts, per_prompt=4, **settings)
-    for prompt, final in zip(prompts, itertools.batched(theirs, 4), strict=True):
+    for i, prompt in enumerate(prompts):
+        final = theirs[4 * i : 4 * i + 4]
         complete, cut = ([ids for ids in final if (ids[-1] in lm.eos_ids) == ends] for ends in (True, False))
         our_complete, our_cut = (
             [beam.token_ids for beam in beams[prompt.id] if (beam.stop_reason == "eos") == ends]
