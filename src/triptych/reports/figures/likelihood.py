@@ -149,11 +149,8 @@ def _scores(run: Decoding) -> dict[Arm, FloatArray]:
 
 def _gaps(run: Decoding) -> dict[Arm, FloatArray]:
     """Nats by which the best beam leads the next-best that ended as it did, one value a prompt that has one."""
-    return {
-        arm: np.array([lead.gap for lead in leads if lead is not None])
-        for arm in _scores(run)
-        if any(lead is not None for lead in (leads := run.beam_leads.get(arm, ())))
-    }
+    leads = {arm: [lead.gap for lead in run.beam_leads.get(arm, ()) if lead is not None] for arm in _scores(run)}
+    return {arm: np.array(gaps) for arm, gaps in leads.items() if gaps}
 
 
 def _edges(scores: FloatArray) -> FloatArray:
@@ -220,10 +217,11 @@ def _figure_03_absent(run: Decoding) -> str | None:
 def _figure_03_caption(run: Decoding) -> str:
     gaps = _gaps(run)
     without = sum(lead is None for arm in gaps for lead in run.beam_leads[arm])
+    missing = f"; {plural(without, 'prompt')} had no such pair" if without else ""
     lead = (
-        " Below: by how much the best beam leads the next-best one of the same prompt; beyond the dotted line it is more "
-        "than twice as probable. Complete beams are compared with complete ones, cut ones with cut ones"
-        f"{f'; {plural(without, 'prompt')} had no such pair' if without else ''}."
+        " Below: by how much the best beam leads the next-best one of the same prompt; beyond the dotted line it is "
+        "more than twice as probable. Complete beams are compared with complete ones, cut ones with cut ones"
+        f"{missing}."
         if gaps
         else ""
     )
@@ -246,8 +244,8 @@ def _figure_03_alt(run: Decoding) -> str:
     for arm, gaps in _gaps(run).items():
         low, median, high = (float(q) for q in np.percentile(gaps, [5, 50, 95]))
         sentences.append(
-            f"{names[arm]}, lead of the best beam over the next: median {number(median, 2)} nats; nine in ten values lie "
-            f"between {number(low, 2)} and {number(high, 2)}."
+            f"{names[arm]}, lead of the best beam over the next: median {number(median, 2)} nats; nine in ten values "
+            f"lie between {number(low, 2)} and {number(high, 2)}."
         )
     return "Histogram of cumulative beam log-probability. " + " ".join(sentences)
 
