@@ -164,7 +164,7 @@ KINDS = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 
 def _default(field: Any) -> str:
-    value = field.default if field.default_factory is None else field.default_factory()
+    value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, BaseModel):

@@ -88,6 +88,26 @@ class Generation(Record):
     seed: int
 
 
+class FinalBeam(Record):
+    """One of the beams that a beam search ended with: a row of `decoding/beams.parquet`.
+
+    `rank` is 1 for the search's completion and counts on through the runners-up: complete beams (`stop_reason` `eos`)
+    first, then by score. `score` is the cumulative log-probability (nats); the other fields are those of `Generation`.
+    """
+
+    prompt_id: str
+    strategy: str
+    params: str
+    rank: int
+    score: float
+    mean_logprob: float
+    n_tokens: int
+    stop_reason: StopReason
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+
+
 class ArmMeasure(Record):
     """One measure of one arm (a strategy with its parameters): an entry of `decoding/diversity.json`.
 
@@ -131,5 +151,9 @@ class FrontierPoint(Record):
     diversity: Estimate
     diversity_name: str
     on_frontier: bool
+    """By the means alone: no other setting is at least as good on both and better on one."""
+    on_frontier_probability: float | None = None
+    """How probably the setting is on the frontier that more prompts of this kind would show, 0 to 1; None with fewer
+    than two prompts or without both figures. A share of random draws, see `triptych.decoding.frontier.membership`."""
     budget: int
     """Settings that were tried for this strategy."""

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from triptych.data import encode_prompt, load_prompts, render_prompt
-from triptych.decoding import Beam, Greedy, Stopping, Strategy, TopP, decode
+from triptych.decoding import Beam, Engine, Greedy, Job, Stopping, Strategy, TopP, decode
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.logprobs import sequence_logprobs
-from triptych.records import Generation, Prompt
+from triptych.records import FinalBeam, Generation, Prompt
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -43,7 +43,9 @@ def ours(lm: LanguageModel, prompts: list[Prompt]) -> dict[str, list[Generation]
     return {s.name: [one for one in made if one.strategy == s.name] for s in strategies}
 
 
-def generated(lm: LanguageModel, prompts: list[Prompt], **arguments: Any) -> list[tuple[int, ...]]:
+def generated(
+    lm: LanguageModel, prompts: list[Prompt], *, per_prompt: int = 1, **arguments: Any
+) -> list[tuple[int, ...]]:
     """Completions by transformers, up to and with EOS; batches of similar length, padded on the left."""
     rows = [encode_prompt(one.prompt or "", lm.tokenizer) for one in prompts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -57,10 +59,10 @@ def generated(lm: LanguageModel, prompts: list[Prompt], **arguments: Any) -> lis
         out = model.generate(
             ids, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False, pad_token_id=lm.pad_id, **arguments
         )
-        for i, row in zip(batch, out[:, width:].tolist(), strict=True):
+        for i, row in enumerate(out[:, width:].tolist()):
             end = next((j + 1 for j, token in enumerate(row) if token in lm.eos_ids), len(row))
-            found[i] = tuple(row[:end])
-    return [found[i] for i in range(len(rows))]
+            found[batch[i // per_prompt] * per_prompt + i % per_prompt] = tuple(row[:end])
+    return [found[i] for i in range(len(rows) * per_prompt)]
 
 
 def test_greedy_is_that_of_transformers(
@@ -72,8 +74,25 @@ def test_greedy_is_that_of_transformers(
 def test_beams_are_those_of_transformers(
     lm: LanguageModel, prompts: list[Prompt], ours: dict[str, list[Generation]]
 ) -> None:
-    theirs = generated(lm, prompts, num_beams=4, length_penalty=0.0, early_stopping="never")
-    assert [one.token_ids for one in ours["beam"]] == theirs
+    """The same final beams; where some were cut by the limit, complete ones come first here and by score there."""
+    beams: dict[str, list[FinalBeam]] = {}
+    engine = Engine(
+        lm, max_new_tokens=TOKENS, stopping=ONLY_EOS, on_beams=lambda final: beams.update({final[0].prompt_id: final})
+    )
+    best = {row.prompt_id: row.token_ids for row in engine.run([Job(prompt, Beam(width=4)) for prompt in prompts])}
+    # Asking for the runners-up changes no winner.
+    assert best == {row.prompt_id: row.token_ids for row in ours["beam"]}
+    settings = {"num_beams": 4, "length_penalty": 0.0, "early_stopping": "never", "num_return_sequences": 4}
+    theirs = generated(lm, prompts, per_prompt=4, **settings)
+    for i, prompt in enumerate(prompts):
+        final = theirs[4 * i : 4 * i + 4]
+        complete, cut = ([ids for ids in final if (ids[-1] in lm.eos_ids) == ends] for ends in (True, False))
+        our_complete, our_cut = (
+            [beam.token_ids for beam in beams[prompt.id] if (beam.stop_reason == "eos") == ends]
+            for ends in (True, False)
+        )
+        assert our_complete[: len(complete)] == complete, prompt.id
+        assert our_cut == cut[: 4 - len(our_complete)], prompt.id
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam", "top_p"])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from triptych.alignment.adapters import LoraConfig
 from triptych.alignment.advantages import ADVANTAGES, AdvantageName
+from triptych.alignment.grpo import GrpoConfig
 from triptych.alignment.packing import Group, Packed
 from triptych.alignment.policy import Policy
 from triptych.alignment.policy_losses import (
@@ -242,12 +243,13 @@ def test_losses_and_gradients_are_trls(
     assert beta == 0.0 or (out.kl or 0.0) > 1e-3
 
 
-def test_dr_grpo_with_its_own_advantages(
+def test_dr_grpo_as_configured_is_trls_without_scaled_rewards(
     rollouts: Rollouts, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     behaviour = rollouts.behaviour(0.3)
     trainer = tiny_trainer(rollouts, tmp_path, loss_type="dr_grpo", scale_rewards="none")
-    found, _ = natively(rollouts, DrGrpo(), behaviour, "centred")
+    config = GrpoConfig(loss=DrGrpo())
+    found, _ = natively(rollouts, config.loss, behaviour, config.advantage)
     require_same(found, by_trl(trainer, rollouts, behaviour), record_property)
 
 

@@ -7,14 +7,14 @@ plain functions chosen by the configuration.
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from triptych.alignment.advantages import ADVANTAGES, zero_variance_share
+from triptych.alignment.advantages import ADVANTAGES, AdvantageName, zero_variance_share
 from triptych.alignment.dpo import dropout_generator
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.head import TokenComparison
@@ -23,6 +23,7 @@ from triptych.alignment.optimisation import OptimiserConfig, accumulate
 from triptych.alignment.packing import Group, Packed, micro_batches, offsets, pass_tokens
 from triptych.alignment.policy import Policy
 from triptych.alignment.policy_losses import (
+    DrGrpo,
     Grpo,
     PolicyBatch,
     PolicyLoss,
@@ -42,12 +43,17 @@ from triptych.seeding import generator
 from triptych.workers import Workers
 
 
+def _default_advantage(settings: Mapping[str, Any]) -> AdvantageName:
+    return "centred" if isinstance(settings.get("loss"), DrGrpo) else "group_normalised"
+
+
 class GrpoConfig(TrainingConfig):
     """Training on rewards."""
 
     optimiser: OptimiserConfig = OptimiserConfig(learning_rate=5e-5, schedule="constant")
     loss: PolicyLoss = Grpo()
-    advantage: Literal["group_normalised", "centred", "leave_one_out"] = "group_normalised"
+    advantage: AdvantageName = Field(default_factory=_default_advantage)
+    """`dr_grpo` takes `centred` unless told otherwise, and refuses `group_normalised`."""
     rewards: tuple[str, ...] = ("checks",)
     """`checks`, `concise`, `brevity`, `repetition`, `reward_model` (the study's own), `model:DIR`, `FILE.py:FUNCTION`,
     `PACKAGE.MODULE:FUNCTION`; with `=WEIGHT`."""
@@ -71,6 +77,15 @@ class GrpoConfig(TrainingConfig):
     eval_prompts: int = Field(default=32, ge=1)
     """Held-out prompts of an evaluation."""
     watch: WatchConfig = WatchConfig()
+
+    @model_validator(mode="after")
+    def _dr_grpo_divides_by_no_spread(self) -> "GrpoConfig":
+        if isinstance(self.loss, DrGrpo) and self.advantage == "group_normalised":
+            raise ValueError(
+                "loss 'dr_grpo' with advantage 'group_normalised' is not Dr. GRPO, which divides by no spread; leave "
+                "the advantage out, or choose loss 'dapo' or 'grpo'"
+            )
+        return self
 
 
 class Rolled(NamedTuple):

@@ -235,7 +235,12 @@ class Grpo(ClippedLoss):
 
 
 class Dapo(ClippedLoss):
-    """DAPO: every token weighs the same, the clip range is wider above, and there is no KL (its § 2.3)."""
+    """The loss of DAPO (Yu et al. 2025): every token weighs the same, the clip range is wider above, and no KL (§ 2.3).
+
+    Two of the paper's four parts are here, clip-higher (§ 3.1) and the token-level loss (§ 3.3). It lacks dynamic
+    sampling (§ 3.2), so groups of equal rewards stay in the batch and their tokens in the denominator; and the length
+    penalty of overlong reward shaping (§ 3.4), of which `mask_truncated` is the filtering that the paper starts from.
+    """
 
     name: Literal["dapo"] = "dapo"
     beta: Beta = 0.0
@@ -246,7 +251,7 @@ class Dapo(ClippedLoss):
 
 
 class DrGrpo(ClippedLoss):
-    """Dr. GRPO: a fixed length in the denominator, and no KL as in its paper; goes with `centred` advantages."""
+    """Dr. GRPO: a fixed length in the denominator, and no KL as in its paper; advantages are `centred` by default."""
 
     name: Literal["dr_grpo"] = "dr_grpo"
     beta: Beta = 0.0

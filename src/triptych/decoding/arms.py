@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from triptych.records import Generation
+from triptych.records import FinalBeam, Generation
 
 
 class Arm(NamedTuple):
@@ -64,6 +64,14 @@ def by_prompt(generations: Iterable[Generation]) -> dict[str, list[Generation]]:
     for generation in generations:
         prompts.setdefault(generation.prompt_id, []).append(generation)
     return prompts
+
+
+def beams_by_arm(beams: Iterable[FinalBeam]) -> dict[Arm, dict[str, list[FinalBeam]]]:
+    """The final beams of every arm and prompt, the best first."""
+    arms: dict[Arm, dict[str, list[FinalBeam]]] = {}
+    for beam in sorted(beams, key=lambda beam: beam.rank):
+        arms.setdefault(Arm(beam.strategy, beam.params, None), {}).setdefault(beam.prompt_id, []).append(beam)
+    return arms
 
 
 def first_samples(generations: Iterable[Generation]) -> dict[str, Generation]:

@@ -4,12 +4,13 @@ What is decoded, and with how many rows, is the engine's business; how one token
 `search`.
 """
 
+import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +23,11 @@ from triptych.decoding.search import SEARCHES, Finished, Predictions, Search, ma
 from triptych.decoding.stopping import Monitor, StopRules
 from triptych.decoding.strategies import Sampler, Strategy
 from triptych.decoding.watching import Watcher, glance
-from triptych.records import Generation, Prompt
+from triptych.records import FinalBeam, Generation, Prompt
 from triptych.seeding import uniforms
+
+OnBeams: TypeAlias = Callable[[list[FinalBeam]], None]
+"""Told of all final beams of a search, the best first, just before its completion is handed out."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,20 @@ class _Active:
 
 
 class Batch:
-    """One backend and the rows that live on it."""
+    """One backend and the rows that live on it.
 
-    def __init__(self, backend: Backend, stats: EngineStats, queue: Sequence[PromptEntry] = ()) -> None:
+    With `on_beams` beam searches go on until all their final beams are settled; their completions are the same.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        stats: EngineStats,
+        queue: Sequence[PromptEntry] = (),
+        on_beams: OnBeams | None = None,
+    ) -> None:
         self._backend = backend
+        self._on_beams = on_beams
         self._stats = stats
         self._queue = deque(queue)
         self._ready: deque[tuple[Unit, _Active]] = deque()
@@ -189,7 +203,7 @@ class Batch:
             for slot in unit.reserved:
                 self._backend.admit(active.prefix, slot)
             if unit.job.strategy.name in SEARCHES:
-                self._searches[unit] = make_search(unit.job.strategy, unit.rules)
+                self._searches[unit] = make_search(unit.job.strategy, unit.rules, keep_beams=self._on_beams is not None)
                 unit.held = {slot: [] for slot in unit.reserved}
             else:
                 self._monitors[unit] = Monitor(unit.rules)
@@ -324,6 +338,8 @@ class Batch:
                 unit.watcher.moved(predictions, move)
             if move.finished:
                 del self._searches[unit]
+                if self._on_beams is not None and (beams := _final_beams(unit, move.finished)):
+                    self._on_beams(beams)
                 self._finish(unit, move.finished[0], None)
             else:
                 _assign_slots(unit, move.parents, copies)
@@ -373,6 +389,27 @@ def _assign_slots(unit: Unit, parents: Sequence[int], copies: _Copies) -> None:
             unit.held[target] = wanted.copy()
         slots.append(target)
     unit.slots = slots
+
+
+def _final_beams(unit: Unit, finished: Sequence[Finished]) -> list[FinalBeam]:
+    """The final beams of a search; none where its candidates have no scores. Beams of probability 0 are left out."""
+    return [
+        FinalBeam(
+            prompt_id=unit.job.prompt.id,
+            strategy=unit.job.strategy.name,
+            params=unit.job.strategy.params,
+            rank=rank,
+            score=beam.score,
+            mean_logprob=sum(beam.logprobs) / len(beam.logprobs),
+            n_tokens=len(beam.ids),
+            stop_reason=beam.stop_reason,
+            token_ids=tuple(beam.ids),
+            logprobs=tuple(beam.logprobs),
+            text=unit.rules.texts(beam.ids)[1],
+        )
+        for rank, beam in enumerate(finished, start=1)
+        if beam.score is not None and math.isfinite(beam.score)
+    ]
 
 
 def _generation(

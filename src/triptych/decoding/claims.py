@@ -9,11 +9,11 @@ Not here: the statements and how each is tested (`statements`), the numbers (`co
 
 from collections.abc import Sequence
 
-from triptych.decoding.arms import by_arm
+from triptych.decoding.arms import beams_by_arm, by_arm
 from triptych.decoding.contrasts import Evidence
 from triptych.decoding.measures import Rewards
 from triptych.decoding.statements import STATEMENTS, Finding, NotTested, Statement
-from triptych.records import Claim, Estimate, Generation, Verdict
+from triptych.records import Claim, Estimate, FinalBeam, Generation, Verdict
 from triptych.stats import holm
 
 ALPHA = 0.05
@@ -23,14 +23,19 @@ SMALLEST_SHOWN = 1e-4
 
 
 def judge_claims(
-    generations: Sequence[Generation], rewards: Rewards | None = None, *, seed: int = 0, fixed_length: int = 20
+    generations: Sequence[Generation],
+    rewards: Rewards | None = None,
+    *,
+    beams: Sequence[FinalBeam] = (),
+    seed: int = 0,
+    fixed_length: int = 20,
 ) -> list[Claim]:
     """Every statement of `STATEMENTS` with its verdict, in order.
 
     The completions are those of arms that ran on the same prompts. `rewards` and `fixed_length` (the
-    `length`) as in `measure_arms`.
+    `length`) as in `measure_arms`; `beams` are the final beams of the searches.
     """
-    evidence = Evidence(by_arm(generations), rewards, seed, fixed_length)
+    evidence = Evidence(by_arm(generations), rewards, seed, fixed_length, beams_by_arm(beams))
     results = [statement.test(evidence) for statement in STATEMENTS]
     tested = [result.contrast.p for result in results if isinstance(result, Finding)]
     adjusted = iter(holm([p for p in tested if p is not None]))

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,18 +21,20 @@ from triptych.data.templates import render_prompt
 from triptych.decoding import Engine, Job
 from triptych.decoding.pieces import token_pieces
 from triptych.decoding.plan import DecodingConfig, Request, plan_requests
-from triptych.decoding.table import ROW_GROUP, generations_table
+from triptych.decoding.table import ROW_GROUP, beams_table, generations_table
 from triptych.files import atomic_path, atomic_write_json, atomic_write_text
 from triptych.models import LanguageModel
 from triptych.parts import PartStore
 from triptych.progress import Meter, progress
-from triptych.records import Generation, Prompt
+from triptych.records import FinalBeam, Generation, Prompt
 from triptych.runs import RunDirectory
 
 GENERATIONS = "decoding/generations.parquet"
+BEAMS = "decoding/beams.parquet"
 PIECES = "decoding/pieces.json"
 COSTS = "decoding/costs.json"
 PARTS = "decoding/parts"
+BEAM_PARTS = "decoding/beam_parts"
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ def make_completions(
     seed: int,
     show_progress: bool,
 ) -> None:
-    """Writes the run's completions of held-out prompts, their token pieces, and what they cost.
+    """Writes the completions of held-out prompts, the final beams of searches, token pieces, and what all this cost.
 
     Raises `DataError` for prompts that cannot be read or do not fit the model, before anything is made.
     """
@@ -63,17 +66,22 @@ def make_completions(
     lm = load_model()
     load_seconds = time.monotonic() - started
     works = prepare(prompts, config, lm)
-    parts = PartStore(run.path / PARTS, _parts_key(works, config, lm, seed))
-    engine = Engine(lm, max_new_tokens=config.max_new_tokens, seed=seed, stopping=config.stopping)
+    key = _parts_key(works, config, lm, seed)
+    parts, beams = PartStore(run.path / PARTS, key), _BeamParts(PartStore(run.path / BEAM_PARTS, key))
+    engine = Engine(
+        lm, max_new_tokens=config.max_new_tokens, seed=seed, stopping=config.stopping, on_beams=beams.collect
+    )
     with progress(None, "tokens", "decoding", enabled=show_progress) as meter:
-        _make_missing(works, engine, parts, meter)
+        _make_missing(works, engine, parts, beams, meter)
     tables = parts.read_all()
     table = pa.concat_tables([tables[work.prompt.id].replace_schema_metadata(None) for work in works])
     with atomic_path(run.path / GENERATIONS) as path:
         pq.write_table(table, path, row_group_size=ROW_GROUP)
+    beams.write(run.path / BEAMS, works)
     _write_pieces(run, lm, table)
     atomic_write_json(run.path / COSTS, _cost_figures(tables, engine, lm, load_seconds))
     parts.discard()
+    beams.discard()
 
 
 def prepare(prompts: Sequence[Prompt], config: DecodingConfig, lm: LanguageModel) -> list[Work]:
@@ -88,13 +96,48 @@ def _parts_key(works: Sequence[Work], config: DecodingConfig, lm: LanguageModel,
     """What the completions depend on: parts of anything else are not gone on with."""
     made = {"max_new_tokens": config.max_new_tokens, "stopping": config.stopping}
     plan = [[work.prompt.id, work.prompt.prompt, [request.key for request in work.requests]] for work in works]
+    # Parts of before beams were kept have none beside them.
+    made["final_beams"] = True
     return config_hash({**made, "plan": plan, "model": lm.fingerprint, "dtype": str(lm.dtype), "seed": seed})
 
 
 # --- one prompt after the other ---------------------------------------------------------------------------------------
 
 
-def _make_missing(works: Sequence[Work], engine: Engine, parts: PartStore, meter: Meter) -> None:
+class _BeamParts:
+    """The final beams of prompts that are under way, and of those that are finished."""
+
+    def __init__(self, parts: PartStore) -> None:
+        self._parts = parts
+        self._under_way: dict[str, list[FinalBeam]] = {}
+
+    def collect(self, beams: list[FinalBeam]) -> None:
+        """Takes the final beams of one search."""
+        self._under_way.setdefault(beams[0].prompt_id, []).extend(beams)
+
+    def save(self, work: Work) -> None:
+        """Keeps those of a finished prompt, searches in the order of its plan."""
+        order = {request.key[:2]: position for position, request in enumerate(work.requests)}
+        beams = self._under_way.pop(work.prompt.id, [])
+        if beams:
+            beams.sort(key=lambda beam: (order[beam.strategy, beam.params], beam.rank))
+            self._parts.save(work.prompt.id, beams_table(beams))
+
+    def write(self, path: Path, works: Sequence[Work]) -> None:
+        """The file of all prompts; none for a run without a beam search."""
+        tables = self._parts.read_all()
+        if not tables:
+            path.unlink(missing_ok=True)
+            return
+        kept = [tables[work.prompt.id] for work in works if work.prompt.id in tables]
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.concat_tables(kept), temporary, row_group_size=ROW_GROUP)
+
+    def discard(self) -> None:
+        self._parts.discard()
+
+
+def _make_missing(works: Sequence[Work], engine: Engine, parts: PartStore, beams: _BeamParts, meter: Meter) -> None:
     todo = [work for work in works if work.prompt.id not in parts.done_ids()]
     if len(todo) < len(works):
         logger.info("going on: %d of %d prompts are finished", len(works) - len(todo), len(works))
@@ -102,6 +145,7 @@ def _make_missing(works: Sequence[Work], engine: Engine, parts: PartStore, meter
     for work, generations in _finished_prompts(todo, engine, meter):
         now = _Counters.of(engine)
         table = generations_table(generations, work.prompt.category)
+        beams.save(work)  # before the completions, which say that the prompt is finished
         parts.save(work.prompt.id, table.replace_schema_metadata({_COSTS: (now - before).to_json()}))
         before = now
 

@@ -10,7 +10,7 @@ because a bootstrap would repeat texts, which adds n-grams but no types. Not her
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from scipy.special import stdtr, stdtrit
 
 from triptych.decoding.arms import Arm, by_prompt, common_prompts, first_samples, key_of, temperature_sweep
 from triptych.decoding.measures import ALL_ALIKE, ORDERS, Rewards
-from triptych.metrics import NgramTable, distinct_n, distinct_n_without_each, words
-from triptych.records import Estimate, Generation
+from triptych.metrics import BeamLead, NgramTable, beam_lead, distinct_n, distinct_n_without_each, words
+from triptych.records import Estimate, FinalBeam, Generation
 from triptych.seeding import generator
 from triptych.stats import clustered_bootstrap, jackknife_error, sign_flip_test
 
@@ -54,6 +54,8 @@ class Evidence:
     seed: int = 0
     fixed_length: int = 20
     """Words of every text that length-matched figures look at."""
+    beams: Mapping[Arm, Mapping[str, Sequence[FinalBeam]]] = field(default_factory=dict)
+    """The final beams of every beam arm and prompt, the best first; empty where the run kept none."""
 
     def sweep(self, strategy: str) -> list[Arm]:
         """The temperature sweep of a strategy, by temperature; empty where there is none."""
@@ -139,6 +141,14 @@ def cumulative_gap(evidence: Evidence, arm: Arm, reference: Arm) -> Contrast:
     return over_prompts(
         {k: math.fsum(ours[k].logprobs) - math.fsum(theirs[k].logprobs) for k in prompts}, evidence.seed
     )
+
+
+def beam_leads(evidence: Evidence, arm: Arm) -> dict[str, BeamLead | None]:
+    """How far each prompt's best beam leads; None where no other final beam ended as it did."""
+    return {
+        prompt_id: beam_lead([beam.score for beam in beams], [beam.stop_reason == "eos" for beam in beams])
+        for prompt_id, beams in evidence.beams.get(arm, {}).items()
+    }
 
 
 def log_spread_ratio(evidence: Evidence, arm: Arm, reference: Arm) -> Contrast:

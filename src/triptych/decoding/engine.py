@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from triptych.data import encode_prompt
 from triptych.decoding.backends import Backend, FusedBackend, GenericBackend, require_cache
 from triptych.decoding.backends.fused import supports
-from triptych.decoding.batch import Batch, EngineStats, Job, PromptEntry, Unit
+from triptych.decoding.batch import Batch, EngineStats, Job, OnBeams, PromptEntry, Unit
 from triptych.decoding.stopping import Stopping, StopRules
 from triptych.decoding.strategies import Sampler, Strategy
 from triptych.decoding.watching import Watcher
@@ -50,6 +50,7 @@ class Engine:
         stopping: rules that end a completion.
         limits: rows and memory.
         path: `fused` or `generic`; None takes the fused path where the model has one.
+        on_beams: told of all final beams of every beam search, which then steps until they are settled.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Engine:
         stopping: Stopping | None = None,
         limits: Limits | None = None,
         path: str | None = None,
+        on_beams: OnBeams | None = None,
     ) -> None:
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -68,6 +70,7 @@ class Engine:
         self._lm = lm
         self._seed = seed
         self._limits = limits or Limits()
+        self._on_beams = on_beams
         self._rules = StopRules(stopping or Stopping(), lm.tokenizer, lm.eos_ids, max_new_tokens)
         self._backend_type = choose_backend(lm, path)
         self.stats = EngineStats(path=self._backend_type.path, dtype=str(lm.dtype).removeprefix("torch."))
@@ -87,7 +90,7 @@ class Engine:
         while queue:
             batch: Batch | None = None
             try:
-                batch = Batch(self._make_backend(slots, queue), self.stats, queue)
+                batch = Batch(self._make_backend(slots, queue), self.stats, queue, self._on_beams)
                 yield from batch.run()
                 return
             except (RuntimeError, MemoryError) as error:

@@ -28,6 +28,11 @@ class Finished(NamedTuple):
     stop_reason: StopReason
     score: float | None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the model ended it, rather than a stop rule."""
+        return self.stop_reason == "eos"
+
 
 class Predictions(NamedTuple):
     """What the live rows of one search predict: their most probable tokens, and where they stand."""
@@ -82,20 +87,27 @@ class BeamSearch(Search):
     """Beam search over summed log-probabilities, divided by length ** `length_penalty` when completions are compared.
 
     Each step ranks every one-token extension of the live beams. Among the best `width` of them those that stop are
-    finished; the best `width` that do not stop live on. A live beam that cannot beat the best finished one any more
-    is dropped: sums only fall, so this changes no result, and the search ends when none is left. transformers gives
-    the same best sequence with `early_stopping="never"`; it keeps computing until the worst of `width` finished beams
-    cannot be beaten.
+    finished; the best `width` that do not stop live on. Complete beams, which end on EOS, are preferred: those cut by
+    repetition, by a marker or by the length limit come after all complete ones, whatever their scores.
+
+    The search goes on until its `n_final` best beams are settled. A live beam that can no longer be one of them is
+    dropped: sums only fall, so this changes no result, and the best beam is the same for every `n_final`.
+
+    Source: the reproduced paper ("beams that ended (complete sequences) are preferred"). transformers with
+    `early_stopping="never"` finds the same complete beams, but ranks those that the limit cut among them by score, so
+    that a cut one can win there.
     """
 
-    def __init__(self, strategy: Beam, rules: StopRules) -> None:
+    def __init__(self, strategy: Beam, rules: StopRules, *, n_final: int = 1) -> None:
         self.rows = strategy.width
         # As many more as there are EOS tokens, so that `width` candidates always remain to live on.
         self.head = strategy.width + len(rules.eos_ids)
         self._penalty = strategy.length_penalty
         self._limit = rules.max_new_tokens
+        self._n_final = n_final
         self._live = [_Hypothesis(Monitor(rules), [], 0.0)]
-        self._best: Finished | None = None
+        self._final: list[Finished] = []
+        """The best finished beams so far, at most `n_final`, the best first."""
         self.took: list[int] = []
         """Tokens that the last move chose: of the beams that live on and of those that it ended."""
 
@@ -119,34 +131,32 @@ class BeamSearch(Search):
                 self.took.append(token)
             if len(live) == self.rows:
                 break
-        hopeful = [i for i, beam in enumerate(live) if self._can_win(beam)]
+        hopeful = [i for i, beam in enumerate(live) if self._can_place(beam)]
         self._live = [live[i] for i in hopeful]
         tokens = [beam.monitor.ids[-1] for beam in self._live]
         self.took += tokens
-        over = [self._best] if not hopeful and self._best is not None else []
-        return Move([parents[i] for i in hopeful], tokens, over)
+        return Move([parents[i] for i in hopeful], tokens, [] if hopeful else self._final)
 
     def _finish(self, candidate: Finished) -> None:
-        if self._best is None or self._value(candidate) > self._value(self._best):
-            self._best = candidate
+        # The sort is stable: of equals the one that finished first is the better one.
+        ranked = sorted([*self._final, candidate], key=lambda beam: preference(beam, self._penalty), reverse=True)
+        self._final = ranked[: self._n_final]
 
-    def _value(self, candidate: Finished) -> float:
-        return _normalised(candidate.score or 0.0, len(candidate.ids), self._penalty)
-
-    def _can_win(self, beam: _Hypothesis) -> bool:
-        if self._best is None:
+    def _can_place(self, beam: _Hypothesis) -> bool:
+        if len(self._final) < self._n_final or not self._final[-1].is_complete:
             return True
         lengths = (len(beam.logprobs) + 1, self._limit)
         bound = max(_normalised(beam.score, length, self._penalty) for length in lengths)
-        return bound > self._value(self._best)
+        return (True, bound) > preference(self._final[-1], self._penalty)
 
 
 class DiverseBeamSearch(Search):
     """`groups` beam searches of width / groups each, in lock step (Vijayakumar et al. 2018, eq. 5, Hamming diversity).
 
     A token costs a group `penalty` nats for every beam of an earlier group that took it at this step, in the ranking
-    of this step only; scores stay sums of log-probabilities (the paper accumulates the penalty). The completions are
-    the groups' best, by score.
+    of this step only; scores stay sums of log-probabilities (the paper accumulates the penalty). The final beams are
+    the groups' best, complete ones before those that were cut, then by score. A group stops once its best is settled,
+    so that there is one final beam a group whoever asks.
     """
 
     def __init__(self, strategy: DiverseBeam, rules: StopRules) -> None:
@@ -181,7 +191,7 @@ class DiverseBeamSearch(Search):
             parents += [first + parent for parent in move.parents]
             tokens += move.tokens
         self._started = True
-        ranked = sorted(self._finished.values(), key=lambda one: -float(one.score or 0.0))
+        ranked = sorted(self._finished.values(), key=preference, reverse=True)
         return Move(parents, tokens, ranked if not tokens else [])
 
 
@@ -229,9 +239,20 @@ SEARCHES: dict[str, type[Search]] = {
 }
 
 
-def make_search(strategy: Strategy, rules: StopRules) -> Search:
-    """The search that a strategy asks for; a KeyError where it is none."""
+def make_search(strategy: Strategy, rules: StopRules, *, keep_beams: bool = False) -> Search:
+    """The search that a strategy asks for; a KeyError where it is none.
+
+    With `keep_beams` a beam search ends with all its `width` final beams, for which it goes on longer; without, it
+    settles the best one alone.
+    """
+    if isinstance(strategy, Beam) and keep_beams:
+        return BeamSearch(strategy, rules, n_final=strategy.width)
     return SEARCHES[strategy.name](strategy, rules)  # type: ignore[call-arg]
+
+
+def preference(beam: Finished, length_penalty: float = 0.0) -> tuple[bool, float]:
+    """What final beams are ranked by, the largest first: complete ones before those that were cut, then by score."""
+    return beam.is_complete, _normalised(beam.score or 0.0, len(beam.ids), length_penalty)
 
 
 def _normalised(score: float, length: int, penalty: float) -> float:

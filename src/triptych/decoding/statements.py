@@ -16,6 +16,7 @@ from triptych.decoding.arms import Arm
 from triptych.decoding.contrasts import (
     Contrast,
     Evidence,
+    beam_leads,
     cumulative_gap,
     distinct_slope_gaps,
     distinct_slopes,
@@ -31,6 +32,7 @@ from triptych.decoding.contrasts import (
 )
 from triptych.decoding.measures import mean_over_prompts
 from triptych.records import Generation
+from triptych.stats import clustered_bootstrap
 
 WITHIN_TEMPERATURE = 0.8
 """The temperature of the paper's figure 6."""
@@ -131,6 +133,29 @@ def _beams_find_more_probable(evidence: Evidence) -> Finding | NotTested:
     return Finding(cumulative_gap(evidence, beam, greedy), detail)
 
 
+def _beam_has_one_winner(evidence: Evidence) -> Finding | NotTested:
+    beam = evidence.only("beam")
+    if beam is None:
+        return NotTested("This run has no beam arm.")
+    leads = beam_leads(evidence, beam)
+    rivals = {prompt_id: lead for prompt_id, lead in leads.items() if lead is not None}
+    if not rivals:
+        return NotTested("No prompt of this run has a runner-up to its best beam: none was kept, or none ended alike.")
+    contrast = over_prompts({k: None if lead is None else lead.log_odds for k, lead in leads.items()}, evidence.seed)
+    gap = over_prompts({prompt_id: lead.gap for prompt_id, lead in rivals.items()}, evidence.seed)
+    majority = clustered_bootstrap(
+        [float(lead.log_odds > 0.0) for lead in rivals.values()], list(rivals), seed=evidence.seed, is_share=True
+    )
+    detail = (
+        f"Above 0 the best beam is more probable than all runners-up together. It leads the next-best by "
+        f"{_listed([gap])} nats (never below 0, so that this alone says nothing), and is more probable than all others "
+        f"together at a share of {_listed([Contrast(majority, None)])} of the prompts. Complete beams are compared "
+        f"with complete ones, cut ones with cut ones; {len(leads) - len(rivals)} of {len(leads)} prompts have no such "
+        "runner-up."
+    )
+    return Finding(contrast, detail)
+
+
 # --- diversity --------------------------------------------------------------------------------------------------------
 
 
@@ -224,10 +249,6 @@ def _top_p_scores_higher(
     return test
 
 
-def _beam_has_one_winner(evidence: Evidence) -> NotTested:
-    return NotTested("A run keeps the winning beam of a prompt, not the runners-up, so their distance is unknown.")
-
-
 STATEMENTS: tuple[Statement, ...] = (
     Statement(
         "Greedy gives a narrow range of average log probabilities across samples. In contrast, beam search spreads out "
@@ -247,7 +268,7 @@ STATEMENTS: tuple[Statement, ...] = (
     Statement(
         "There's a wide space between the top and next-best beam: the beam locks onto one main option.",
         "Discussion, paragraph 2; figure 3",
-        "cumulative log-probability of the best beam less the next-best",
+        "ln(probability of the best beam / that of the runners-up together)",
         +1,
         _beam_has_one_winner,
     ),

@@ -1,6 +1,6 @@
 """The decoding panel: from a configuration to `decoding/` in a run directory.
 
-    decoding   generations.parquet, pieces.json, costs.json
+    decoding   generations.parquet, beams.parquet (where a beam search ran), pieces.json, costs.json
     scoring    scores.parquet (where a reward model is configured)
     measuring  diversity.json, claims.json, frontier.json
 
@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from triptych.data.split import Split
 from triptych.decoding.claims import judge_claims
-from triptych.decoding.completions import GENERATIONS, make_completions
+from triptych.decoding.completions import BEAMS, GENERATIONS, make_completions
 from triptych.decoding.frontier import build_frontier
 from triptych.decoding.measures import measure_arms
 from triptych.decoding.plan import DecodingConfig, compared_arms, frontier_arms
 from triptych.decoding.scoring import SCORES, try_load_reward_model, write_scores, write_unscored
-from triptych.decoding.table import read_generations, read_rewards
+from triptych.decoding.table import read_beams, read_generations, read_rewards
 from triptych.files import write_records_json
 from triptych.models import LanguageModel
 from triptych.runs import RunDirectory
@@ -81,6 +81,8 @@ def _measure(config: DecodingConfig, run: RunDirectory, seed: int) -> None:
     tuned = [row for row in generations if (row.strategy, row.params) in on_frontier]
     length = config.fixed_length
     write_records_json(run.path / MEASURES, measure_arms(main, rewards, seed=seed, length=length))
-    write_records_json(run.path / CLAIMS, judge_claims(main, rewards, seed=seed, fixed_length=length))
+    beams = read_beams(run.path / BEAMS)
+    claims = judge_claims(main, rewards, beams=beams, seed=seed, fixed_length=length)
+    write_records_json(run.path / CLAIMS, claims)
     points = build_frontier(tuned, rewards, reward_model=config.reward_model, seed=seed)
     write_records_json(run.path / FRONTIER, points)

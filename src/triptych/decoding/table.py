@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from triptych.decoding.arms import CompletionKey
 from triptych.errors import DataError
-from triptych.records import Generation
+from triptych.records import FinalBeam, Generation
 
 COLUMNS: tuple[tuple[str, pa.DataType], ...] = (
     ("prompt_id", pa.string()),
@@ -40,6 +40,23 @@ SCHEMA = pa.schema([*COLUMNS, ("category", pa.string())])
 
 ROW_GROUP = 1024
 """Rows that are stored together: the explorer reads the group of the one completion that it opens."""
+
+BEAMS_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("strategy", pa.string()),
+        ("params", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float64()),
+        ("mean_logprob", pa.float64()),
+        ("n_tokens", pa.int32()),
+        ("stop_reason", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("text", pa.string()),
+    ]
+)
+"""`decoding/beams.parquet`: one row a final beam, the fields of `FinalBeam`; a search's beams by rank."""
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -74,6 +91,22 @@ def read_generations(path: Path) -> list[Generation]:
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} holds no completions ({reason}); remove it and run the study again") from error
+
+
+def beams_table(beams: Sequence[FinalBeam]) -> pa.Table:
+    """The final beams as a table."""
+    return pa.Table.from_pylist([beam.model_dump() for beam in beams], schema=BEAMS_SCHEMA)
+
+
+def read_beams(path: Path) -> list[FinalBeam]:
+    """The final beams in a parquet file, in order; none where there is no file. `DataError` where it is unreadable."""
+    if not path.is_file():
+        return []
+    try:
+        return [FinalBeam.model_validate(row) for row in pq.read_table(path, schema=BEAMS_SCHEMA).to_pylist()]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} holds no final beams ({reason}); remove it and run the study again") from error
 
 
 def scores_table(rows: Sequence[Generation], rewards: Sequence[float | None], reward_model: str) -> pa.Table:

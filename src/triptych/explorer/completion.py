@@ -28,6 +28,7 @@ from triptych.reports.safe_text import neutralise
 
 MAX_TOKENS = 2000
 MAX_SIBLINGS = 200
+MAX_BEAMS = 20
 
 
 class TokenSpan(BaseModel):
@@ -54,6 +55,15 @@ class Sibling(BaseModel):
     id: int
     arm: str
     sample: int
+
+
+class RunnerUp(BaseModel):
+    """A final beam that the search did not choose."""
+
+    score: float | None
+    stop_reason: str
+    n_tokens: int
+    text: Text
 
 
 class GenerationItem(BaseModel):
@@ -84,6 +94,8 @@ class GenerationItem(BaseModel):
     """None where the run recorded no texts of tokens."""
     tokens_left_out: int
     siblings: list[Sibling]
+    runners_up: list[RunnerUp]
+    """Of a beam search, the best first."""
 
 
 class Comparison(BaseModel):
@@ -162,7 +174,21 @@ def _item(generations: Generations, row: int, fields: Mapping[str, Any]) -> Gene
         spans=spans_of(fields, generations.pieces),
         tokens_left_out=max(0, len(fields["token_ids"]) - MAX_TOKENS),
         siblings=list(siblings_of(generations, row)),
+        runners_up=list(_runners_up(generations, fields)),
     )
+
+
+def _runners_up(generations: Generations, fields: Mapping[str, Any]) -> Iterator[RunnerUp]:
+    if fields["score"] is None:
+        return
+    beams = generations.final_beams(fields["prompt_id"], fields["strategy"], fields["params"])
+    for beam in beams[1 : MAX_BEAMS + 1]:
+        yield RunnerUp(
+            score=finite(beam["score"]),
+            stop_reason=name_of(beam["stop_reason"]),
+            n_tokens=beam["n_tokens"],
+            text=text_of(beam["text"]),
+        )
 
 
 def spans_of(fields: Mapping[str, Any], pieces: Mapping[int, str] | None) -> list[TokenSpan]:

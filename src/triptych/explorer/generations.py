@@ -28,6 +28,7 @@ from triptych.explorer.text import clean_strings, excerpts, finite, name_of
 from triptych.reports.arms import Arm, name_arms, temperature_text
 from triptych.reports.dictionaries_inputs import BoolArray
 from triptych.reports.inputs import (
+    BEAMS,
     GENERATIONS,
     PIECES,
     SCORES,
@@ -58,6 +59,7 @@ NO_TEMPERATURE = "none"
 NO_CATEGORY = "uncategorised"
 LOGPROB = "mean_logprob"
 Sort = Literal["row", "mean_logprob", "n_tokens", "reward", "temperature"]
+BEAM_COLUMNS = ("prompt_id", "strategy", "params", "rank", "score", "n_tokens", "stop_reason", "text")
 BATCH = 1024
 """Rows decoded at once in the search for one: a file may be one large group of rows."""
 
@@ -140,6 +142,7 @@ class Generations:
             )
         table = clean_strings(read_table(path, COLUMNS))
         self.file, self._lock = _open(path, table.num_rows), Lock()
+        self._beams = run_dir / BEAMS
         columns = {
             name: table[name].to_pylist() for name in ("strategy", "params", "temperature", "prompt_id", "sample")
         }
@@ -194,6 +197,14 @@ class Generations:
         """All columns of one row, read from the file."""
         with self._lock:
             return read_row(self.file, row)
+
+    def final_beams(self, prompt_id: str, strategy: str, params: str) -> list[dict[str, Any]]:
+        """The final beams of one search by rank, read from the file; none where the run kept none."""
+        if not self._beams.is_file():
+            return []
+        key = [("prompt_id", "==", prompt_id), ("strategy", "==", strategy), ("params", "==", params)]
+        rows = clean_strings(read_table(self._beams, BEAM_COLUMNS, key)).to_pylist()
+        return sorted(rows, key=lambda row: row["rank"])
 
     # --- what is answered ---------------------------------------------------------------------------------------------
 

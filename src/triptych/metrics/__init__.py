@@ -1,5 +1,6 @@
 """Pure functions on text and numbers: no file, no device, no tensor."""
 
+from triptych.metrics.beams import BeamLead, beam_lead
 from triptych.metrics.diversity import (
     DistinctAtLength,
     Jackknife,
@@ -20,9 +21,11 @@ from triptych.metrics.diversity import (
 from triptych.metrics.repetition import max_ngram_count, repeated_ngram_fraction, seq_rep_n
 
 __all__ = [
+    "BeamLead",
     "DistinctAtLength",
     "Jackknife",
     "NgramTable",
+    "beam_lead",
     "count_word_types",
     "distinct_n",
     "distinct_n_at",

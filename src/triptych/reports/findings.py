@@ -5,13 +5,13 @@ the judging of differences to the claims, whose verdicts come with the run.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from triptych.records import Verdict
+from triptych.records import Estimate, Verdict
 from triptych.reports.arms import Arm, at_temperature, families, name_arms, name_families
 from triptych.reports.figures.spec import arms_of, sweeps
 from triptych.reports.figures.tradeoff import is_scored
-from triptych.reports.format import NBSP, joined, plural, with_interval
+from triptych.reports.format import NBSP, joined, plural, probability, with_interval
 from triptych.reports.glossary import Scope
 from triptych.reports.inputs import Decoding
 from triptych.reports.settings import model_name
@@ -23,6 +23,9 @@ VERDICT_WORDS: dict[Verdict, tuple[str, str]] = {
     "not tested": ("is not tested", "are not tested"),
 }
 """Of one claim, and of several."""
+
+SURE = 0.9
+"""Settings that are on the frontier at least so probably are counted apart."""
 
 
 def findings(run: Decoding) -> tuple[str, ...]:
@@ -84,12 +87,21 @@ def _endings(run: Decoding) -> Iterator[str]:
         return
     most = max(shares, key=lambda arm: shares[arm].value)
     if shares[most].value > 0:
-        yield f"The repetition rule stops completions most often under {names[most]}: {_percent(run, most)}."
+        yield (
+            f"In this run the repetition rule stops completions most often under {names[most]}: a share of "
+            f"{with_interval(shares[most])}{_as_high(shares, most)}."
+        )
 
 
-def _percent(run: Decoding, arm: Arm) -> str:
-    estimate = run.measure(arm, "stop_repeat", "arm")
-    return "" if estimate is None else f"a share of {with_interval(estimate)}"
+def _as_high(estimates: Mapping[Arm, Estimate], best: Arm) -> str:
+    """How many other arms may be as high as the highest, by intervals that reach its own."""
+    low = estimates[best].low
+    if low is None:
+        return ""
+    others = [e for arm, e in estimates.items() if arm != best and e.high is not None and e.high >= low]
+    if not others:
+        return ", and no other arm's interval reaches its own"
+    return f"; the intervals of {plural(len(others), 'other arm')} reach its own, so that it need not be the highest"
 
 
 def _rewards(run: Decoding) -> Iterator[str]:
@@ -101,7 +113,25 @@ def _rewards(run: Decoding) -> Iterator[str]:
     best = max(scored, key=lambda arm: scored[arm].value)
     yield (
         f"The highest mean reward among {plural(len(scored), 'sampling arm')} is {with_interval(scored[best])}, of "
-        f"{names[best]}; the best of several is flattered by chance."
+        f"{names[best]}{_as_high(scored, best)}."
+    )
+
+
+def _frontier(run: Decoding) -> Iterator[str]:
+    names = name_arms(arm for arm, _ in run.frontier)
+    chances = {arm: p.on_frontier_probability for arm, p in run.frontier if p.on_frontier_probability is not None}
+    if not chances:
+        return
+    on_it = [
+        f"{names[arm]} (probability {probability(chances[arm])})"
+        for arm, point in run.frontier
+        if point.on_frontier and arm in chances
+    ]
+    sure = sum(chance >= SURE for chance in chances.values())
+    quality = "reward" if is_scored(run) else "log-probability, which is not quality"
+    yield (
+        f"By their means, {len(on_it)} of {plural(len(run.frontier), 'setting')} tried are on the frontier of "
+        f"diversity and {quality}: {joined(on_it)}. {sure} of all tried are on it with a probability of {SURE} or more."
     )
 
 
@@ -118,5 +148,6 @@ _FINDERS: tuple[Callable[[Decoding], Iterator[str]], ...] = (
     temperature,
     _endings,
     _rewards,
+    _frontier,
     claims,
 )

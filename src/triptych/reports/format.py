@@ -23,6 +23,13 @@ def number(value: float, decimals: int) -> str:
     return text.replace("-", MINUS)
 
 
+def probability(value: float | None) -> str:
+    """Two decimals; shares of random draws never reach 0 or 1 for sure. An em dash where there is none."""
+    if value is None:
+        return "\N{EM DASH}"
+    return "> 0.99" if value >= 0.995 else "< 0.01" if value < 0.005 else number(value, 2)
+
+
 def decimals_for(estimate: Estimate, default: int = 3) -> int:
     """Decimals that show two significant digits of the interval's half-width; `default` where there is none.
 

@@ -2,6 +2,7 @@
 
     decoding/generations.parquet  required   one row a completion (see the contract)
     decoding/diversity.json       required   list of ArmMeasure
+    decoding/beams.parquet        optional   one row a final beam of a beam search
     decoding/scores.parquet       optional   one row a completion and reward model; absent or null is unscored
     decoding/claims.json          optional   list of Claim
     decoding/frontier.json        optional   list of FrontierPoint
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triptych.errors import DataError, MissingInputError
+from triptych.metrics import BeamLead, beam_lead
 from triptych.records import ArmMeasure, Claim, Estimate, FrontierPoint
 from triptych.reports.arms import Arm, make_arm, ordered
 from triptych.reports.glossary import Scope
@@ -34,6 +36,7 @@ IntArray = npt.NDArray[np.int64]
 
 GENERATIONS = "decoding/generations.parquet"
 MEASURES = "decoding/diversity.json"
+BEAMS = "decoding/beams.parquet"
 SCORES = "decoding/scores.parquet"
 CLAIMS = "decoding/claims.json"
 FRONTIER = "decoding/frontier.json"
@@ -99,6 +102,8 @@ class Decoding:
     measures: Mapping[tuple[Arm, str, Scope], Estimate]
     claims: tuple[Claim, ...]
     frontier: tuple[tuple[Arm, FrontierPoint], ...]
+    beam_leads: Mapping[Arm, tuple[BeamLead | None, ...]]
+    """Of every prompt's best beam, None where no other final beam ended as it did; empty where no beams were kept."""
     costs: Mapping[str, float | int | str | None]
     rewards: Mapping[CompletionKey, tuple[Reward, ...]]
     pieces: Mapping[int, str] | None
@@ -159,6 +164,7 @@ def read_decoding(run_dir: Path) -> Decoding:
         measures={(_arm_of(entry), entry.metric, entry.scope): entry.estimate for entry in measures},
         claims=tuple(read_records_json(claims, Claim)) if claims.is_file() else (),
         frontier=_read_frontier(frontier) if frontier.is_file() else (),
+        beam_leads=_read_beam_leads(run_dir / BEAMS),
         costs=_read_costs(run_dir / COSTS),
         rewards=read_rewards(run_dir / SCORES),
         pieces=read_pieces(run_dir / PIECES),
@@ -242,6 +248,23 @@ def read_rewards(path: Path) -> dict[CompletionKey, tuple[Reward, ...]]:
         reward = Reward(str(columns["reward_model"][index]), columns["score"][index])
         rewards[key] = (*rewards.get(key, ()), reward)
     return rewards
+
+
+def _read_beam_leads(path: Path) -> dict[Arm, tuple[BeamLead | None, ...]]:
+    if not path.is_file():
+        return {}
+    rows = read_table(path, ("prompt_id", "strategy", "params", "rank", "score", "stop_reason")).to_pylist()
+    searches: dict[Arm, dict[str, list[dict[str, Any]]]] = {}
+    for row in sorted(rows, key=lambda row: row["rank"]):
+        arm = make_arm(row["strategy"], row["params"], None)
+        searches.setdefault(arm, {}).setdefault(row["prompt_id"], []).append(row)
+    return {
+        arm: tuple(
+            beam_lead([row["score"] for row in beams], [row["stop_reason"] == "eos" for row in beams])
+            for beams in by_prompt.values()
+        )
+        for arm, by_prompt in searches.items()
+    }
 
 
 def read_pieces(path: Path) -> dict[int, str] | None:

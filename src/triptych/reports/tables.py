@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from triptych.records import Estimate
+from triptych.records import Estimate, FrontierPoint
 from triptych.reports import format as fmt
 from triptych.reports.arms import Arm, name_arms
 from triptych.reports.glossary import SCOPES, MeasureInfo, Scope, Topic, describe, in_order
@@ -153,9 +153,13 @@ def settings_table(rows: Sequence[Setting]) -> Table:
 
 
 def frontier_csv(run: Decoding) -> bytes:
-    """`frontier.csv`: every setting tried, with quality, diversity and whether it is on the frontier."""
+    """`frontier.csv`: every setting tried, with quality, diversity and whether it is on the frontier, and how surely.
+
+    `on_frontier` goes by the means alone; `on_frontier_probability` is empty where there is none.
+    """
     parts = ("", "_low", "_high", "_n", "_prompts", "_unscored", "_method")
-    header = ["strategy", "params", "temperature", "quality_name", "diversity_name", "on_frontier", "budget"]
+    header = ["strategy", "params", "temperature", "quality_name", "diversity_name", "on_frontier"]
+    header += ["on_frontier_probability", "budget"]
     header += [f"{name}{part}" for name in ("quality", "diversity") for part in parts]
     rows = [
         [
@@ -163,6 +167,7 @@ def frontier_csv(run: Decoding) -> bytes:
             point.quality_name,
             point.diversity_name,
             "yes" if point.on_frontier else "no",
+            point.on_frontier_probability,
             point.budget,
             *estimate_values(point.quality),
             *estimate_values(point.diversity),
@@ -173,14 +178,15 @@ def frontier_csv(run: Decoding) -> bytes:
 
 
 def frontier_table(run: Decoding) -> Table:
-    """The settings on the frontier, from the least to the most varied."""
+    """The settings that may well be on the frontier, from the least to the most varied."""
     names = name_arms(arm for arm, _ in run.frontier)
-    on_it = [(arm, point) for arm, point in run.frontier if point.on_frontier]
-    chosen = sorted(on_it, key=lambda pair: pair[1].diversity.value)
+    possible = [pair for pair in run.frontier if pair[1].on_frontier or _chance(pair[1]) >= WORTH_LISTING]
+    chosen = sorted(possible, key=lambda pair: pair[1].diversity.value)
     first = run.frontier[0][1]
     rows = tuple(
         (
             Cell(names[arm]),
+            Cell(fmt.probability(point.on_frontier_probability)),
             estimate_cell(point.diversity),
             estimate_cell(point.quality),
             Cell(fmt.plural(point.budget, "setting")),
@@ -189,12 +195,24 @@ def frontier_table(run: Decoding) -> Table:
     )
     columns = (
         Column("Setting"),
+        Column("On the frontier", "probability", numeric=True),
         Column(first.diversity_name, f"95{fmt.NBSP}% interval", numeric=True),
         Column(first.quality_name, f"95{fmt.NBSP}% interval", numeric=True),
         Column("Tried", "for this strategy", numeric=True),
     )
-    caption = f"Settings on the frontier: {len(chosen)} of {len(run.frontier)} tried"
+    on_it = sum(point.on_frontier for _, point in run.frontier)
+    caption = f"Settings that may be on the frontier: {on_it} of {len(run.frontier)} tried are on it by their means"
+    if len(chosen) > on_it:
+        caption += f", {len(chosen) - on_it} more with a probability of {WORTH_LISTING} or above"
     return Table("decoding-frontier", caption, columns, rows)
+
+
+WORTH_LISTING = 0.1
+"""A setting off the frontier by its means is listed if it is on it at least so probably."""
+
+
+def _chance(point: FrontierPoint) -> float:
+    return point.on_frontier_probability or 0.0
 
 
 def estimate_cell(estimate: Estimate | None, info: MeasureInfo | None = None) -> Cell:

@@ -16,6 +16,8 @@ from triptych.alignment.loop import Trained, train
 from triptych.alignment.policy import Policy
 from triptych.alignment.reward_functions import BUILTIN_REWARDS, NamedReward
 from triptych.checkpoints import Checkpoints
+from triptych.config import parse_config
+from triptych.errors import ConfigError
 from triptych.models.tiny import tiny_gpt2, tiny_language_model, tiny_llama
 from triptych.records import Prompt
 from triptych.workers import SilentJournal, Workers
@@ -50,6 +52,41 @@ def make_task(policy: Policy, reward: Any = by_length, **options: Any) -> GrpoTa
 
 def gradients(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in policy.parameters.items() if p.grad is not None}
+
+
+# --- Configuration ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "advantage"),
+    [
+        ({}, "group_normalised"),
+        ({"loss": {"name": "dapo"}}, "group_normalised"),
+        ({"loss": {"name": "dr_grpo"}}, "centred"),
+        ({"loss": {"name": "dr_grpo"}, "advantage": "leave_one_out"}, "leave_one_out"),
+        ({"loss": {"name": "grpo"}, "advantage": "centred"}, "centred"),
+    ],
+)
+def test_dr_grpo_divides_by_no_spread(options: dict[str, Any], advantage: str) -> None:
+    config = parse_config(GrpoConfig, options, where="test")
+    assert config.advantage == advantage
+    # The resolved recipe names it, and reads back as the same.
+    assert parse_config(GrpoConfig, config.model_dump(mode="json"), where="test") == config
+
+
+def test_dr_grpo_refuses_standard_scores() -> None:
+    with pytest.raises(ConfigError, match="dr_grpo.*group_normalised"):
+        parse_config(GrpoConfig, {"loss": {"name": "dr_grpo"}, "advantage": "group_normalised"}, where="test")
+
+
+def test_a_task_with_dr_grpo_takes_rewards_less_their_mean() -> None:
+    task = make_task(make_policy(), loss={"name": "dr_grpo"})
+    task.accumulate(0)
+    rolled = task._rolled
+    assert rolled is not None
+    lengths = torch.tensor([[float(len(rollout.text)) for rollout in group.rollouts] for group in rolled.groups])
+    expected = lengths - lengths.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(rolled.advantages, expected.reshape(-1))
 
 
 # --- Behaviour --------------------------------------------------------------------------------------------------------------

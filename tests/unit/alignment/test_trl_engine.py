@@ -262,6 +262,8 @@ def test_grpo_in_trls_words() -> None:
     assert (settings["scale_rewards"], settings["mask_truncated_completions"]) == ("none", True)
     assert settings["num_iterations"] == 2
     assert settings["use_bias_correction_kl"] is False
+    dr_grpo = grpo_settings(GrpoConfig.model_validate({"loss": {"name": "dr_grpo"}}))
+    assert (dr_grpo["loss_type"], dr_grpo["scale_rewards"]) == ("dr_grpo", "none")
 
 
 def test_epochs_are_those_of_the_native_engine() -> None:

@@ -26,7 +26,7 @@ from triptych.decoding.contrasts import (
 )
 from triptych.decoding.measures import Rewards
 from triptych.decoding.statements import STATEMENTS, hardest
-from triptych.records import Claim, Estimate, Generation
+from triptych.records import Claim, Estimate, FinalBeam, Generation
 
 Make = Callable[..., Generation]
 
@@ -55,6 +55,33 @@ def scored(slope: float, bonus: float, seed: int = 1) -> Callable[[list[Generati
         }
 
     return rewards
+
+
+def final_beams(rows: list[Generation], gaps: tuple[float, ...], reason: str = "eos") -> list[FinalBeam]:
+    """The beams of the world's beam arm with runners-up that lie `gaps` nats behind, give or take."""
+    rng = np.random.default_rng(0)
+    beams = []
+    for row in rows:
+        if row.strategy == "beam":
+            noise = rng.normal(0, 0.2)
+            scores = [row.score or 0.0, *((row.score or 0.0) - abs(gap + noise) for gap in gaps)]
+            beams += [
+                FinalBeam(
+                    prompt_id=row.prompt_id,
+                    strategy=row.strategy,
+                    params=row.params,
+                    rank=rank,
+                    score=score,
+                    mean_logprob=score / row.n_tokens,
+                    n_tokens=row.n_tokens,
+                    stop_reason="eos" if rank == 1 else reason,
+                    token_ids=row.token_ids,
+                    logprobs=row.logprobs,
+                    text=row.text,
+                )
+                for rank, score in enumerate(scores, start=1)
+            ]
+    return beams
 
 
 class TestPlantedTruths:
@@ -88,6 +115,20 @@ class TestPlantedTruths:
         narrow = verdicts(make_world(beam_sd=0.1, beam_gain=-1.0))
         assert matching(narrow, "SD of beam") == {"disagrees"}
         assert matching(narrow, "cumulative log-probability of beam less greedy") == {"disagrees"}
+
+    @pytest.mark.parametrize(
+        ("gaps", "verdict"),
+        # Of four beams: the best has e³ / (e³ + 3) = 0.87 of them all; a fourth each, but for a hair; and half.
+        [((3.0, 3.0, 3.0), "agrees"), ((0.1, 0.1, 0.1), "disagrees"), ((math.log(3),) * 3, "undecided")],
+    )
+    def test_one_winner_among_the_final_beams(self, make_world: Any, gaps: tuple[float, ...], verdict: str) -> None:
+        rows = make_world().generations()
+        claims = judge_claims(rows, beams=final_beams(rows, gaps))
+        (claim,) = (claim for claim in claims if "best beam" in claim.quantity)
+        assert claim.verdict == verdict
+        assert claim.estimate.n_clusters == 60
+        expected = -math.log(sum(math.exp(-gap) for gap in gaps))
+        assert claim.estimate.value == pytest.approx(expected, abs=0.1)
 
     def test_rewards(self, make_world: Any) -> None:
         world = make_world(vocabulary=lambda temperature: int(100 + 300 * temperature))
@@ -192,6 +233,13 @@ class TestWhatCannotBeTested:
             quantity for statement in STATEMENTS if "reward" in (quantity := statement.quantity)
         }
         assert all("No completion has a reward" in reasons[quantity] for quantity in reasons if "reward" in quantity)
+
+    def test_beams_without_a_runner_up_that_ended_alike(self, make_world: Any) -> None:
+        rows = make_world(n_prompts=8).generations()
+        for beams in ([], final_beams(rows, ()), final_beams(rows, (1.0, 2.0), "length")):
+            (claim,) = (claim for claim in judge_claims(rows, beams=beams) if "best beam" in claim.quantity)
+            assert claim.verdict == "not tested"
+            assert claim.estimate.mean is None
 
     def test_scores_that_never_came_are_not_zero(self, make_world: Any) -> None:
         rows = make_world(n_prompts=8).generations()

@@ -1,8 +1,10 @@
 """Searches on Markov chains: what a token predicts is a row of a matrix, so that every answer can be had by enumeration."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from triptych.data import encode_prompt
-from triptych.decoding import Beam, Contrastive, DiverseBeam, Greedy, Stopping, decode
+from triptych.decoding import Beam, Contrastive, DiverseBeam, Engine, Greedy, Job, Stopping, decode
 from triptych.decoding.search import (
     SEARCHES,
     BeamSearch,
@@ -25,6 +27,7 @@ from triptych.decoding.search import (
 from triptych.decoding.stopping import StopRules
 from triptych.models import LanguageModel
 from triptych.models.tiny import tiny_gpt2, tiny_language_model, tiny_llama, tiny_tokenizer
+from triptych.records import FinalBeam, Prompt
 from triptych.seeding import generator
 
 OFF = Stopping(block=None, markers=())
@@ -68,6 +71,10 @@ class Chain:
         (best,) = self.run(BeamSearch(Beam(width=width, length_penalty=length_penalty), self.rules))
         return best
 
+    def beams(self, width: int, length_penalty: float = 0.0) -> list[Finished]:
+        """All final beams."""
+        return self.run(make_search(Beam(width=width, length_penalty=length_penalty), self.rules, keep_beams=True))
+
     def logprobs(self, ids: list[int]) -> list[float]:
         return [float(self.logp[a, b]) for a, b in itertools.pairwise([-1, *ids])]
 
@@ -90,6 +97,10 @@ class Scored:
     def value(self, penalty: float) -> float:
         return self.score / float(len(self.ids) ** penalty)
 
+    def preference(self, penalty: float, eos: frozenset[int]) -> tuple[bool, float]:
+        """The paper's rule: complete sequences first, then the score."""
+        return self.ids[-1] in eos, self.value(penalty)
+
 
 def every_completion(chain: Chain) -> Iterator[Scored]:
     """All sequences that end on EOS, or on a token that makes them as long as may be."""
@@ -101,8 +112,11 @@ def every_completion(chain: Chain) -> Iterator[Scored]:
                 yield Scored(list(ids), sum(chain.logprobs(list(ids))))
 
 
-def textbook_beam(chain: Chain, width: int, penalty: float) -> Scored:
-    """Beam search as the definition has it: nothing is dropped, nothing ends early, the whole vocabulary is ranked."""
+def textbook_beams(chain: Chain, width: int, penalty: float) -> list[Scored]:
+    """Beam search as the definition has it: nothing is dropped, nothing ends early, the whole vocabulary is ranked.
+
+    The best `width` that finished, the best first.
+    """
     live, finished = [Scored([], 0.0)], []
     for length in range(1, chain.limit + 1):
         candidates = [
@@ -114,14 +128,14 @@ def textbook_beam(chain: Chain, width: int, penalty: float) -> Scored:
         over = [one.ids[-1] in chain.eos or length == chain.limit for one in candidates]
         finished += [one for one, ends in zip(candidates[:width], over, strict=False) if ends]
         live = [one for one, ends in zip(candidates, over, strict=True) if not ends][:width]
-    return max(finished, key=lambda one: one.value(penalty))
+    return sorted(finished, key=lambda one: one.preference(penalty, chain.eos), reverse=True)[:width]
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, -0.5])
 @pytest.mark.parametrize("seed", range(6))
 def test_a_beam_as_wide_as_the_tree_finds_the_best_completion(seed: int, penalty: float) -> None:
     chain = random_chain(seed, vocabulary=4, limit=4)
-    best = max(every_completion(chain), key=lambda one: one.value(penalty))
+    best = max(every_completion(chain), key=lambda one: one.preference(penalty, chain.eos))
     found = chain.beam(4**4, penalty)
     assert found.ids == best.ids
     assert found.score == pytest.approx(best.score, abs=1e-6)
@@ -133,10 +147,12 @@ def test_dropping_hopeless_beams_and_ranking_only_heads_changes_no_result(width:
     for seed in range(40):
         n_eos = 1 + seed % 2
         chain = random_chain(seed, vocabulary=3 + seed % 8, n_eos=n_eos, limit=1 + seed % 9, scale=0.5 + seed % 4)
-        expected, found = textbook_beam(chain, width, penalty), chain.beam(width, penalty)
-        assert found.ids == expected.ids, seed
-        assert found.score == pytest.approx(expected.score, abs=1e-9)
-        assert found.logprobs == chain.logprobs(found.ids)
+        expected, best = textbook_beams(chain, width, penalty), chain.beam(width, penalty)
+        beams = chain.beams(width, penalty)
+        assert best == beams[0]  # asking for the runners-up changes nothing
+        assert [beam.ids for beam in beams] == [beam.ids for beam in expected], seed
+        assert [beam.score for beam in beams] == pytest.approx([beam.score for beam in expected], abs=1e-9)
+        assert [beam.logprobs for beam in beams] == [chain.logprobs(beam.ids) for beam in beams]
 
 
 def test_a_search_ends_once_nothing_can_win() -> None:
@@ -192,22 +208,52 @@ def test_ties_go_to_the_earlier_beam_and_the_lower_token() -> None:
     assert moves[-1].finished[0].ids == [0, 0, 0]
 
 
-def test_a_live_beam_wins_only_where_none_finished() -> None:
+def test_a_beam_that_was_cut_wins_only_where_none_is_complete() -> None:
     chain = Chain(np.full((5, 4), -np.log(4), np.float32), frozenset({9}), limit=3)
     assert chain.beam(2).stop_reason == "length"
-    # EOS is unlikely (0.1), but the length rule cuts the others off: they end with "length", and compete.
+    # EOS is unlikely (0.1): at once -2.30, after four tokens more. The limit of 2 cuts off beams of 2 ln 0.45 = -1.60.
     row = np.log(np.array([0.1, 0.45, 0.45], np.float32))
-    chain = Chain(np.stack([row] * 4), frozenset({0}), limit=4)
-    # 4 tokens of 0.45 sum to -3.19; EOS at once to -2.30, but only a beam of three sees it among its best.
-    assert (chain.beam(2).ids, chain.beam(2).stop_reason) == ([1, 1, 1, 1], "length")
-    assert (chain.beam(3).ids, chain.beam(3).stop_reason) == ([0], "eos")
+    chain = Chain(np.stack([row] * 4), frozenset({0}), limit=2)
+    # A beam of two never sees EOS among its best.
+    assert (chain.beam(2).ids, chain.beam(2).stop_reason) == ([1, 1], "length")
+    beams = chain.beams(3)
+    assert [(beam.ids, beam.stop_reason) for beam in beams] == [([0], "eos"), ([1, 1], "length"), ([1, 2], "length")]
+    assert [beam.score for beam in beams] == pytest.approx([np.log(0.1), 2 * np.log(0.45), 2 * np.log(0.45)])
+    assert chain.beam(3) == beams[0]
+
+
+def test_a_complete_beam_beats_a_more_probable_one_that_repeats_itself() -> None:
+    # Token 1 has 0.9 at every step and is cut at its fifth occurrence: 5 ln 0.9 = -0.53. EOS at once: ln 0.08 = -2.53.
+    row = np.log(np.array([0.08, 0.9, 0.02], np.float32))
+    chain = Chain(np.stack([row] * 4), frozenset({0}), limit=20, stopping=Stopping(block=1, threshold=4, markers=()))
+    found = chain.beam(2)
+    assert (found.ids, found.stop_reason) == ([0], "eos")
+    # Alone, it is all there is.
+    assert (chain.beam(1).ids, chain.beam(1).stop_reason) == ([1] * 5, "repeat")
+
+
+def test_final_beams_are_as_many_as_the_width_and_sorted() -> None:
+    for seed in range(30):
+        chain = random_chain(seed, vocabulary=9, n_eos=1 + seed % 2, limit=3 + seed % 6)
+        for width in (1, 2, 4):
+            beams = chain.beams(width)
+            assert len(beams) == width
+            assert len({tuple(beam.ids) for beam in beams}) == width
+            keys = [(beam.stop_reason == "eos", beam.score) for beam in beams]
+            assert keys == sorted(keys, reverse=True)
+
+
+def test_fewer_beams_than_the_width_where_there_are_no_more_completions() -> None:
+    # Two tokens, one of them EOS, and a limit of 2: EOS; then 1 with EOS, and 1 with 1.
+    chain = Chain(np.log(np.full((3, 2), 0.5, np.float32)), frozenset({0}), limit=2)
+    assert [beam.ids for beam in chain.beams(8)] == [[0], [1, 0], [1, 1]]
 
 
 def test_a_beam_that_repeats_itself_is_finished() -> None:
-    # One token takes all: its fifth occurrence ends the beam.
+    # One token takes all: its fifth occurrence ends the beam. The others end after it, and no EOS is in sight.
     logp = np.full((4, 3), -9.0, np.float32)
     logp[:, 1] = -0.01
-    chain = Chain(logp, frozenset({0}), limit=20, stopping=Stopping(block=1, threshold=4, markers=()))
+    chain = Chain(logp, frozenset({9}), limit=20, stopping=Stopping(block=1, threshold=4, markers=()))
     found = chain.beam(2)
     assert (found.ids, found.stop_reason) == ([1, 1, 1, 1, 1], "repeat")
 
@@ -216,6 +262,39 @@ def test_more_beams_than_the_vocabulary_has_tokens() -> None:
     chain = random_chain(1, vocabulary=3, limit=5)
     moves = list(chain.moves(BeamSearch(Beam(width=7), chain.rules)))
     assert len(moves[0].tokens) == 2
+
+
+@pytest.mark.parametrize("path", ["fused", "generic"])
+def test_final_beams_are_those_of_transformers_but_for_the_place_of_those_that_were_cut(path: str) -> None:
+    # 24 of 320 tokens end a text, so that some beams are complete and some are cut.
+    eos = frozenset(range(2, 26))
+    lm = dataclasses.replace(tiny_language_model(tiny_llama(2)), eos_ids=eos)
+    prompts = [Prompt(id=str(i), instruction="", prompt="x" * (i + 1)) for i in range(12)]
+    beams: dict[str, list[FinalBeam]] = {}
+    engine = Engine(
+        lm, max_new_tokens=6, stopping=OFF, path=path, on_beams=lambda final: beams.update({final[0].prompt_id: final})
+    )
+    completions = {row.prompt_id: row for row in engine.run([Job(prompt, Beam(width=4)) for prompt in prompts])}
+    moved = 0
+    for prompt in prompts:
+        ids = torch.tensor([encode_prompt(prompt.prompt or "", lm.tokenizer)])
+        model: Any = lm.base
+        options = {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.0, "early_stopping": "never"}
+        out = model.generate(
+            ids, max_new_tokens=6, do_sample=False, eos_token_id=sorted(eos), pad_token_id=1, **options
+        )[:, ids.shape[1] :]
+        theirs = []
+        for row in out.tolist():
+            end = next((j + 1 for j, token in enumerate(row) if token in eos), len(row))
+            theirs.append(tuple(row[:end]))
+        complete = [row for row in theirs if row[-1] in eos]
+        ours = [beam.token_ids for beam in beams[prompt.id]]
+        our_complete = [row for row in ours if row[-1] in eos]
+        assert our_complete[: len(complete)] == complete
+        assert ours[len(our_complete) :] == [row for row in theirs if row not in complete][: 4 - len(our_complete)]
+        assert completions[prompt.id].token_ids == ours[0]
+        moved += ours[0] != theirs[0]
+    assert 0 < moved < len(prompts)
 
 
 # --- Diverse beam search ----------------------------------------------------------------------------------------------
@@ -265,7 +344,8 @@ def test_the_first_group_pays_nothing_and_the_others_differ() -> None:
         chain = random_chain(seed, vocabulary=9, n_eos=1, limit=9)
         found = chain.run(DiverseBeamSearch(DiverseBeam(width=6, groups=3, penalty=5.0), chain.rules))
         assert chain.beam(2) in found
-        assert [one.score for one in found] == sorted((one.score or 0.0 for one in found), reverse=True)
+        keys = [(one.stop_reason == "eos", one.score) for one in found]
+        assert keys == sorted(keys, reverse=True)
         differing += len({tuple(one.ids) for one in found}) == 3
         for one in found:
             # The penalty moves the ranking, not the score.
@@ -294,6 +374,14 @@ def test_the_token_that_ends_a_beam_counts_and_a_group_that_has_ended_does_not()
     chain = Chain(logp, frozenset({0}), limit=3)
     found = chain.run(DiverseBeamSearch(DiverseBeam(width=2, groups=2, penalty=9.0), chain.rules))
     assert [(one.ids, one.stop_reason) for one in found] == [([0], "eos"), ([1, 0], "eos")]
+
+
+def test_a_group_that_was_cut_stands_behind_one_that_is_complete() -> None:
+    # As above, but for the limit: the first group takes 1 (0.9) twice and is cut, the second pays for it and takes EOS.
+    logp = np.tile(np.log(np.array([0.08, 0.9, 0.02], np.float32)), (4, 1))
+    chain = Chain(logp, frozenset({0}), limit=2)
+    found = chain.run(DiverseBeamSearch(DiverseBeam(width=2, groups=2, penalty=9.0), chain.rules))
+    assert [(one.ids, one.stop_reason) for one in found] == [([0], "eos"), ([1, 1], "length")]
 
 
 # --- Contrastive search -----------------------------------------------------------------------------------------------

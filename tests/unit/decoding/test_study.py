@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,12 +12,12 @@ from triptych.config import apply_overrides, parse_config
 from triptych.decoding import Engine, Job, completions, scoring
 from triptych.decoding.plan import DecodingConfig
 from triptych.decoding.study import run_decoding
-from triptych.decoding.table import generations_of, generations_table, read_generations
+from triptych.decoding.table import generations_of, generations_table, read_beams, read_generations
 from triptych.errors import DataError
 from triptych.files import read_json_lines, read_records_json
 from triptych.models import LanguageModel
 from triptych.models.tiny import save_tiny, tiny_bert_reward, tiny_language_model, tiny_tokenizer
-from triptych.records import ArmMeasure, Claim, FrontierPoint, Generation
+from triptych.records import ArmMeasure, Claim, FinalBeam, FrontierPoint, Generation
 from triptych.runs import RunDirectory
 from triptych.study import StudyConfig, study_split
 
@@ -73,6 +74,10 @@ def require_same(first: Path, second: Path) -> None:
         assert one.model_dump(exclude=set(rounded)) == other.model_dump(exclude=set(rounded))
         for name in rounded:
             assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-5)
+    beams, other_beams = (read_beams(out / "decoding" / "beams.parquet") for out in (first, second))
+    assert [(b.prompt_id, b.rank, b.token_ids) for b in beams] == [
+        (b.prompt_id, b.rank, b.token_ids) for b in other_beams
+    ]
 
 
 @pytest.fixture
@@ -150,6 +155,27 @@ class TestFiles:
             assert (row.sampler_logprobs is None) == (row.strategy == "beam")
             assert row.prompt.endswith("\nAnswer:\n")
 
+    def test_beams_are_the_completion_and_its_runners_up(self, out: Path) -> None:
+        rows = read_generations(out / "decoding" / "generations.parquet")
+        beams = read_beams(out / "decoding" / "beams.parquet")
+        winners = [row for row in rows if row.strategy == "beam"]
+        width = json.loads(winners[0].params)["width"]
+        assert [beam.rank for beam in beams] == [*range(1, width + 1)] * len(winners)
+        for winner, best in zip(winners, beams[::width], strict=True):
+            assert best.model_dump() == {**winner.model_dump(include=set(FinalBeam.model_fields)), "rank": 1}
+        for a, b in itertools.pairwise(beams):
+            if b.rank > 1:
+                assert (a.stop_reason == "eos", a.score) >= (b.stop_reason == "eos", b.score)
+        for beam in beams:
+            assert beam.n_tokens == len(beam.token_ids) == len(beam.logprobs)
+            assert beam.score == pytest.approx(sum(beam.logprobs), rel=1e-5)
+
+    def test_a_run_without_a_beam_search_has_no_file_of_beams(
+        self, tmp_path: Path, config: DecodingConfig, lm: LanguageModel
+    ) -> None:
+        decode(tmp_path / "run", config.model_copy(update={"strategies": ("greedy",)}), lambda: lm)
+        assert not (tmp_path / "run" / "decoding" / "beams.parquet").exists()
+
     def test_there_is_a_piece_for_every_token(self, out: Path) -> None:
         rows = read_generations(out / "decoding" / "generations.parquet")
         pieces = json.loads((out / "decoding" / "pieces.json").read_text("ascii"))
@@ -176,6 +202,7 @@ class TestFiles:
 
     def test_nothing_temporary_is_left(self, out: Path) -> None:
         assert sorted(path.name for path in (out / "decoding").iterdir()) == [
+            "beams.parquet",
             "claims.json",
             "costs.json",
             "diversity.json",

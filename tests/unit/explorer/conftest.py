@@ -28,11 +28,11 @@ from triptych.auditing.records import (
 )
 from triptych.auditing.tables import table_of, write_rows
 from triptych.decoding import Beam, Greedy, Strategy, TopP
-from triptych.decoding.table import generations_table, scores_table
+from triptych.decoding.table import beams_table, generations_table, scores_table
 from triptych.dictionaries.records import DictionaryRecord, LatentPictures, Picture, TrainedRecord
 from triptych.dictionaries.tops import THUMBNAIL_SCHEMA, TOP_SCHEMA
 from triptych.explorer.app import create_app
-from triptych.records import Estimate, Generation
+from triptych.records import Estimate, FinalBeam, Generation
 from triptych.runs import Manifest, atomic_write_json, write_records_json
 
 HOSTILE = (
@@ -113,6 +113,20 @@ def write_decoding(folder: Path, *, row_group: int = 4, rewards: bool = True) ->
         made += own
         tables.append(generations_table(own, (HOSTILE_NAME, "factual", None)[prompt % 3]))
     pq.write_table(pa.concat_tables(tables), folder / "generations.parquet", row_group_size=row_group)
+    beams = [
+        FinalBeam(
+            **row.model_dump(include={"prompt_id", "strategy", "params", "token_ids", "logprobs", "text"}),
+            rank=rank,
+            score=-3.0 - rank,
+            mean_logprob=-0.5,
+            n_tokens=8,
+            stop_reason="length",
+        )
+        for row in made
+        if row.strategy == "beam"
+        for rank in (1, 2, 3)
+    ]
+    pq.write_table(beams_table(beams), folder / "beams.parquet")
     (folder / "pieces.json").write_text(json.dumps({str(key): piece for key, piece in PIECES.items()}))
     if rewards:
         given = [*map(float, range(len(made) - 1)), None]

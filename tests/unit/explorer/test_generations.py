@@ -192,6 +192,16 @@ class TestOne:
         assert [sibling["id"] for sibling in item["siblings"]] == [4, 6, 7]
         assert item["siblings"][1] == {"id": 6, "arm": "top-p 0.9, T\u00a00.5", "sample": 0}
 
+    def test_the_runners_up_of_a_beam_search(self, client: TestClient) -> None:
+        beams = get(client, "/api/generations/5")["runners_up"]
+        assert [(beam["score"], beam["stop_reason"], beam["n_tokens"]) for beam in beams] == [
+            (-5.0, "length", 8),
+            (-6.0, "length", 8),
+        ]
+        assert beams[0]["text"]["text"] == "Answer 1.1 one Two three"
+        assert "\u202e" not in get(client, "/api/generations/1")["runners_up"][0]["text"]["text"]
+        assert get(client, "/api/generations/6")["runners_up"] == []
+
     def test_its_tokens(self, client: TestClient) -> None:
         spans = get(client, "/api/generations/6")["spans"]
         # Two tokens make one character; half a pair of surrogates is no character; the last token has no piece.

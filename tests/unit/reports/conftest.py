@@ -254,6 +254,7 @@ def frontier(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "diversity": entry["ead_1"],
             "diversity_name": "EAD-1 across prompts",
             "on_frontier": index % 2 == 0,
+            "on_frontier_probability": (0.62, 0.05, 0.999, 0.3)[index % 4],
             "budget": len(swept) // 2,
         }
         for index, entry in enumerate(swept)
@@ -285,6 +286,17 @@ SCORE_SCHEMA = pa.schema(
         ("sample", pa.int64()),
         ("reward_model", pa.string()),
         ("score", pa.float64()),
+    ]
+)
+BEAM_SCHEMA = pa.schema(
+    [
+        *[(name, pa.string()) for name in ("prompt_id", "strategy", "params", "text", "stop_reason")],
+        ("rank", pa.int32()),
+        ("score", pa.float64()),
+        ("mean_logprob", pa.float64()),
+        ("n_tokens", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
     ]
 )
 MANIFEST = {
@@ -322,6 +334,27 @@ COSTS = {
     "dtype": "bfloat16",
     "device": "cpu",
 }
+
+
+def beams(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every beam completion with two runners-up, 0.5 and 1.5 nats behind."""
+    keys = (
+        "prompt_id",
+        "strategy",
+        "params",
+        "text",
+        "stop_reason",
+        "mean_logprob",
+        "n_tokens",
+        "token_ids",
+        "logprobs",
+    )
+    return [
+        {**{key: row[key] for key in keys}, "rank": rank, "score": row["score"] - behind}
+        for row in rows
+        if row["strategy"] == "beam"
+        for rank, behind in ((1, 0.0), (2, 0.5), (3, 1.5))
+    ]
 
 
 def scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -362,6 +395,8 @@ def make_run() -> MakeRun:
         for name, content in optional.items():
             if name not in without:
                 (folder / f"{name}.json").write_text(json.dumps(content()))
+        if "beams" not in without:
+            pq.write_table(pa.Table.from_pylist(beams(rows), BEAM_SCHEMA), folder / "beams.parquet")
         if scored and "scores" not in without:
             pq.write_table(pa.Table.from_pylist(scores(rows), SCORE_SCHEMA), folder / "scores.parquet")
         return run_dir
@@ -380,7 +415,7 @@ def built(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built_bare(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One prompt, no reward, and none of the optional files, with its report. Read only."""
-    optional = ("claims", "frontier", "costs", "pieces", "scores")
+    optional = ("claims", "frontier", "costs", "pieces", "scores", "beams")
     run_dir = make_run(tmp_path_factory.mktemp("bare") / "run", n_prompts=1, scored=False, without=optional)
     build_report(run_dir)
     return run_dir

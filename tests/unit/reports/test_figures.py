@@ -123,6 +123,16 @@ def test_figure_5_says_what_the_paper_leaves_open(built: Path) -> None:
 def test_frontier_states_the_budget(built: Path) -> None:
     caption = next(spec for spec in OWN_FIGURES if spec.name == "figure_frontier").caption(read_decoding(built))
     assert "Every strategy was tried with 2 settings" in caption
+    assert "how probably it is on the frontier" in caption
+
+
+def test_figure_3_shows_the_lead_where_runners_up_were_kept(built: Path, built_bare: Path) -> None:
+    spec = next(spec for spec in PAPER_FIGURES if spec.name == "figure_03")
+    with_beams, without = read_decoding(built), read_decoding(built_bare)
+    assert [len(spec.draw(run).axes) for run in (with_beams, without)] == [2, 1]
+    assert "lead" in spec.caption(with_beams)
+    assert "lead" not in spec.caption(without)
+    assert "median 0.50 nats" in spec.alt(with_beams)
 
 
 def test_labels_that_would_overlap_are_left_out() -> None:

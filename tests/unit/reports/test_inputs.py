@@ -30,6 +30,13 @@ def test_all_files_meet_in_the_same_arms(built: Path) -> None:
 def test_optional_files_may_be_absent(built_bare: Path) -> None:
     run = read_decoding(built_bare)
     assert (run.claims, run.frontier, run.costs, run.rewards, run.pieces) == ((), (), {}, {}, None)
+    assert run.beam_leads == {}
+
+
+def test_the_lead_of_the_best_beam_is_read_from_the_final_beams(built: Path) -> None:
+    ((arm, leads),) = read_decoding(built).beam_leads.items()
+    assert arm.strategy == "beam"
+    assert [lead is not None and lead.gap for lead in leads] == pytest.approx([0.5] * 4)
 
 
 def test_a_missing_value_is_not_measured_rather_than_zero(built_bare: Path) -> None:

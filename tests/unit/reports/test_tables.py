@@ -8,7 +8,7 @@ from triptych.records import Estimate
 from triptych.reports.findings import findings
 from triptych.reports.inputs import read_decoding
 from triptych.reports.settings import lookup, settings
-from triptych.reports.tables import arm_tables, estimate_cell, to_csv
+from triptych.reports.tables import arm_tables, estimate_cell, frontier_table, to_csv
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -37,13 +37,21 @@ def test_a_missing_value_is_an_empty_cell(built_bare: Path) -> None:
 def test_claims_and_frontier_are_written_where_the_run_has_them(built: Path, built_bare: Path) -> None:
     verdicts = [row["verdict"] for row in rows_of(built / "tables" / "claims.csv")]
     assert verdicts == ["agrees", "disagrees", "undecided", "not tested"]
-    assert {row["on_frontier"] for row in rows_of(built / "tables" / "frontier.csv")} == {"yes", "no"}
+    rows = rows_of(built / "tables" / "frontier.csv")
+    assert [row["on_frontier"] for row in rows] == ["yes", "no", "yes", "no"]
+    assert [row["on_frontier_probability"] for row in rows] == ["0.62", "0.05", "0.999", "0.3"]
     assert sorted(path.name for path in (built_bare / "tables").iterdir()) == [
         "beside_settings.csv",
         "costs.csv",
         "decoding_arms.csv",
         "settings.csv",
     ]
+
+
+def test_settings_that_may_be_on_the_frontier_are_listed_with_their_probability(built: Path) -> None:
+    table = frontier_table(read_decoding(built))
+    # Off the frontier by the means: 0.3 is worth a line, 0.05 is not.
+    assert sorted(row[1].text for row in table.rows) == ["0.30", "0.62", "> 0.99"]
 
 
 def test_csv_cells_cannot_hold_what_no_reader_sees() -> None:

@@ -182,6 +182,12 @@ function siblings(item) {
   return [h("h2", {}, "Other completions of this prompt"), h("ul", { class: "siblings" }, ...others.map(line))];
 }
 
+function runnersUp(item) {
+  if (!item.runners_up.length) return null;
+  const title = ({ score, stop_reason, n_tokens }) => `Beam score ${number(score, 2)}, ${plural(n_tokens, "token")}, stopped by ${stopName(stop_reason)}`;
+  return [h("h2", {}, "Runners-up of the beam search"), ...item.runners_up.map((beam) => details(title(beam), beam.text))];
+}
+
 export async function openGeneration(ctx) {
   const [id] = ctx.params;
   const item = await get(`/generations/${id}`, {}, ctx.signal);
@@ -200,6 +206,7 @@ export async function openGeneration(ctx) {
       shaded(item),
       details("As post-processed", item.text),
       details("The whole prompt as the model read it", item.prompt),
+      runnersUp(item),
       siblings(item),
     ].flat(3),
     keys: {

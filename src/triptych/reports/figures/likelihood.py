@@ -1,5 +1,7 @@
 """Figures 1 to 4: how likely the model finds what each strategy wrote."""
 
+import math
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,6 +24,8 @@ from triptych.reports.format import number, plural, with_interval
 from triptych.reports.inputs import Decoding, FloatArray
 
 LOGPROB_AXIS = "mean log-probability (nats per token)"
+EQUAL_ODDS = math.log(2)
+"""Nats: beyond, a beam is more than twice as probable as another."""
 MAX_POINTS = 600
 """Beyond, single completions are no longer drawn: the box says it, and the file stays small."""
 
@@ -37,15 +41,22 @@ def figure_02(run: Decoding) -> Figure:
 
 
 def figure_03(run: Decoding) -> Figure:
-    """Histogram of the winning beams' cumulative log-probabilities."""
-    scores, names = _scores(run), name_arms(run.arms)
+    """Histogram of the best beams' cumulative log-probabilities, and of their lead over the next-best."""
+    scores, gaps, names = _scores(run), _gaps(run), name_arms(run.arms)
     edges = _edges(np.concatenate(list(scores.values())))
     with style.applied():
-        figure, all_axes = style.new_figure(0.6 + 2.1 * len(scores), rows=len(scores), sharex=True, sharey=True)
-        for axes, arm in zip(all_axes, scores, strict=True):
+        rows = len(scores) + len(gaps)
+        figure, all_axes = style.new_figure(0.8 + 2.1 * rows, rows=rows)
+        for axes, arm in zip(all_axes, scores, strict=False):
             _histogram(axes, scores[arm], edges, style.look_of(arm).colour)
             axes.set_title(names[arm])
-        all_axes[-1].set_xlabel("cumulative log-probability of the best beam (nats)")
+            axes.set_xlabel("cumulative log-probability of the best beam (nats)")
+        for axes, arm in zip(all_axes[len(scores) :], gaps, strict=True):
+            _histogram(axes, gaps[arm], _edges(np.concatenate(list(gaps.values()))), style.look_of(arm).colour)
+            axes.axvline(EQUAL_ODDS, color=style.INK, linewidth=1.0, linestyle=":")
+            axes.set_title(f"{names[arm]}: lead of the best beam")
+            axes.set_xlabel("cumulative log-probability, best less next-best beam (nats)")
+            axes.set_xlim(left=0.0)
     return figure
 
 
@@ -136,6 +147,12 @@ def _scores(run: Decoding) -> dict[Arm, FloatArray]:
     return having(arms_of(run, "beam"), lambda arm: run.rows[arm].scores)
 
 
+def _gaps(run: Decoding) -> dict[Arm, FloatArray]:
+    """Nats by which the best beam leads the next-best that ended as it did, one value a prompt that has one."""
+    leads = {arm: [lead.gap for lead in run.beam_leads.get(arm, ()) if lead is not None] for arm in _scores(run)}
+    return {arm: np.array(gaps) for arm, gaps in leads.items() if gaps}
+
+
 def _edges(scores: FloatArray) -> FloatArray:
     """Freedman and Diaconis' bins, but never fewer than 12 nor more than 40."""
     count = len(np.histogram_bin_edges(scores, bins="fd")) - 1
@@ -198,10 +215,20 @@ def _figure_03_absent(run: Decoding) -> str | None:
 
 
 def _figure_03_caption(run: Decoding) -> str:
+    gaps = _gaps(run)
+    without = sum(lead is None for arm in gaps for lead in run.beam_leads[arm])
+    missing = f"; {plural(without, 'prompt')} had no such pair" if without else ""
+    lead = (
+        " Below: by how much the best beam leads the next-best one of the same prompt; beyond the dotted line it is "
+        "more than twice as probable. Complete beams are compared with complete ones, cut ones with cut ones"
+        f"{missing}."
+        if gaps
+        else ""
+    )
     return (
         "Sum of the log-probabilities of all tokens of the best beam (nats), one value a completion. Dashed: median. "
         "Longer completions have lower sums, whatever their quality. The paper labels the vertical axis “number of "
-        f"beams”; each count here is one prompt's best beam. {count_sentence(run, list(_scores(run)))}"
+        f"beams”; each count here is one prompt's best beam.{lead} {count_sentence(run, list(_scores(run)))}"
     )
 
 
@@ -213,6 +240,12 @@ def _figure_03_alt(run: Decoding) -> str:
         sentences.append(
             f"{names[arm]}: median {number(median, 1)} nats; nine in ten values lie between {number(low, 1)} and "
             f"{number(high, 1)}."
+        )
+    for arm, gaps in _gaps(run).items():
+        low, median, high = (float(q) for q in np.percentile(gaps, [5, 50, 95]))
+        sentences.append(
+            f"{names[arm]}, lead of the best beam over the next: median {number(median, 2)} nats; nine in ten values "
+            f"lie between {number(low, 2)} and {number(high, 2)}."
         )
     return "Histogram of cumulative beam log-probability. " + " ".join(sentences)
 
@@ -268,7 +301,7 @@ SPECS = (
     ),
     FigureSpec(
         "figure_03",
-        "Figure 3. Cumulative log-probability of the best beam",
+        "Figure 3. Cumulative log-probability of the best beam, and its lead",
         _figure_03_absent,
         figure_03,
         _figure_03_caption,

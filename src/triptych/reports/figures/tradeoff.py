@@ -7,13 +7,14 @@ the substitute it is: likelihood is not quality (Zhang et al. 2021).
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from triptych.records import Estimate, FrontierPoint
 from triptych.reports.arms import Arm, at_temperature, families, name_arms, name_families, setting_labels, strategy_name
 from triptych.reports.figures import style
 from triptych.reports.figures.spec import FigureSpec, interval_sentence, points_sentence, sweeps
-from triptych.reports.format import joined, plural, with_interval
+from triptych.reports.format import joined, plural, probability, with_interval
 from triptych.reports.inputs import Decoding
 from triptych.reports.settings import lookup
 
@@ -58,8 +59,11 @@ def figure_frontier(run: Decoding) -> Figure:
         _frontier_line(axes, run)
         axes.margins(0.1)
         labels = setting_labels(arm for arm, _ in run.frontier)
-        on_it = [(labels[arm], point.diversity.value, point.quality.value) for arm, point in _on_frontier(run)]
-        place_labels(axes, [Label(*label, below=False) for label in on_it])
+        on_it = [
+            Label(_with_chance(labels[arm], point), point.diversity.value, point.quality.value, below=False)
+            for arm, point in _on_frontier(run)
+        ]
+        place_labels(axes, on_it)
         axes.set_xlabel(f"{_first(run).diversity_name}  (more varied →)")
         axes.set_ylabel(_first(run).quality_name)
         axes.grid()
@@ -139,22 +143,32 @@ def _unscored_banner(axes: Axes) -> None:
 
 def _setting_points(axes: Axes, points: list[FrontierPoint], label: str) -> None:
     look = style.STRATEGY_LOOKS.get(points[0].strategy, style.UNKNOWN_LOOK)
-    for on_frontier in (False, True):
-        chosen = [point for point in points if point.on_frontier is on_frontier]
+    # A filled marker stands in the legend, also where none is drawn.
+    axes.errorbar([], [], fmt=look.marker, color=look.colour, label=label)
+    for point in points:
+        chance = _chance(point)
         axes.errorbar(
-            [point.diversity.value for point in chosen],
-            [point.quality.value for point in chosen],
-            xerr=style.errors([point.diversity for point in chosen]),
-            yerr=style.errors([point.quality for point in chosen]),
+            point.diversity.value,
+            point.quality.value,
+            xerr=style.errors([point.diversity]),
+            yerr=style.errors([point.quality]),
             fmt=look.marker,
-            color=look.colour,
-            markerfacecolor=look.colour if on_frontier else "none",
-            alpha=1.0 if on_frontier else 0.6,
-            elinewidth=0.8 if on_frontier else 0.5,
+            color=to_rgba(look.colour, 0.45 + 0.55 * chance),
+            markerfacecolor=to_rgba(look.colour, chance),
+            markeredgecolor=look.colour,
+            elinewidth=0.8 if point.on_frontier else 0.5,
             capsize=0,
-            zorder=3 if on_frontier else 2,
-            label=label if on_frontier else None,  # the filled marker stands in the legend, also where none is drawn
+            zorder=3 if point.on_frontier else 2,
         )
+
+
+def _chance(point: FrontierPoint) -> float:
+    """That the setting is on the frontier; where the run has no probability, whether it is by its means."""
+    return float(point.on_frontier) if point.on_frontier_probability is None else point.on_frontier_probability
+
+
+def _with_chance(label: str, point: FrontierPoint) -> str:
+    return label if point.on_frontier_probability is None else f"{label} ({probability(point.on_frontier_probability)})"
 
 
 def _frontier_line(axes: Axes, run: Decoding) -> None:
@@ -261,22 +275,32 @@ def _frontier_caption(run: Decoding) -> str:
     estimates = [estimate for _, point in run.frontier for estimate in (point.quality, point.diversity)]
     first = _first(run)
     return (
-        f"Every setting tried: {first.quality_name} against {first.diversity_name}. Filled: no other setting has both "
-        "a higher quality and a higher diversity; joined by the dashed line. Open: some other has. "
-        f"{_budget_sentence(run)} {points_sentence(estimates)} {interval_sentence(estimates)} Points whose intervals "
-        "overlap may well change places in another run. Labels that would overlap are left out; the tables have them."
+        f"Every setting tried: {first.quality_name} against {first.diversity_name}. The dashed line joins those on the "
+        "frontier by their means: no other setting has both a higher quality and a higher diversity. "
+        f"{_chance_sentence(run)}{_budget_sentence(run)} {points_sentence(estimates)} {interval_sentence(estimates)} "
+        "Labels that would overlap are left out; the tables have them."
+    )
+
+
+def _chance_sentence(run: Decoding) -> str:
+    if all(point.on_frontier_probability is None for _, point in run.frontier):
+        return "Points whose intervals overlap may well change places in another run. "
+    return (
+        "The fuller a mark, and in brackets at its label: how probably it is on the frontier that many more prompts "
+        "would show, all settings drawn together by the jackknife's errors over prompts. "
     )
 
 
 def _frontier_alt(run: Decoding) -> str:
     names = name_arms(arm for arm, _ in run.frontier)
     values = [
-        f"{names[arm]}: {with_interval(point.diversity)} and {with_interval(point.quality)}"
+        f"{_with_chance(names[arm], point)}: {with_interval(point.diversity)} and {with_interval(point.quality)}"
         for arm, point in _on_frontier(run)
     ]
     return (
         f"Scatter plot of {_first(run).quality_name} against {_first(run).diversity_name} for "
-        f"{plural(len(run.frontier), 'setting')}. On the frontier, diversity and quality: {'; '.join(values)}."
+        f"{plural(len(run.frontier), 'setting')}. On the frontier by their means (and how probably), diversity and "
+        f"quality: {'; '.join(values)}."
     )
 
 
