@@ -1,19 +1,16 @@
 """From scores to Estimates: intervals and tests whose unit is the prompt, not the completion.
 
 Completions of one prompt resemble one another, so prompts are what is resampled, flipped and counted. Values that are
-None or NaN are unscored: left out and counted, never zero. It is long, as all intervals are made here. Not
-here: pooled figures whose bootstrap is biased (`metrics.distinct_n_jackknife` brings its own interval;
-`jackknife_estimate` takes it over), and any figure's meaning.
+None or NaN are unscored: left out and counted, never zero. Statistics that are no means (`triptych.intervals`) and
+pooled figures whose bootstrap is biased (`metrics.distinct_n_jackknife`) bring their own intervals.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
 from scipy.special import ndtri, stdtrit
 
 from triptych.records import Estimate
@@ -87,57 +84,40 @@ def paired_difference(
     """
     if len(a) != len(b):
         raise ValueError(f"a and b must pair up: {len(a)} values against {len(b)}")
-    sums = _cluster_sums(_as_array(a) - _as_array(b), clusters)
+    sums = _cluster_sums(as_array(a) - as_array(b), clusters)
     estimate = _estimate(sums, seed, n_resamples, level, is_proportion=False)
     return estimate.model_copy(update={"method": f"paired difference, {estimate.method}"})
 
 
-def bootstrap_statistic(
-    statistic: Callable[..., FloatArray],
-    columns: Sequence[Sequence[float | None]],
-    *,
-    seed: int,
-    n_resamples: int = 2000,
-    level: float = 0.95,
+def share_difference(
+    a: Sequence[float | None], b: Sequence[float | None], clusters: Sequence[Hashable], *, level: float = 0.95
 ) -> Estimate:
-    """Any statistic of one row a prompt (a median, a ratio of means, a difference of the two), with a BCa interval.
+    """The mean of a_i - b_i over pairs of 0s and 1s (a change of a share), which few events do not shorten.
 
-    `statistic(*columns, axis)` reduces arrays [..., prompts] along `axis`; it sees None as NaN. Prompts are resampled
-    whole, the same ones in every column. n counts the rows without a missing value.
+        one prompt that got better by 1 and one that got worse by 1 are added to the K cluster means d_k:
+        d̃ = Σ d_k / (K + 2),   se² = ((Σ d_k² + 2) / (K + 2) - d̃²) / (K + 2),   [d̃ ± z · se], cut to [-1, 1]
 
-    Source: Efron 1987, as `scipy.stats.bootstrap` has it. Departure: percentiles where a bias is not defined, because
-    all resamples lie on one side; and no interval where a resample has no value.
+    The mean itself has nothing added. A pair with an unscored side is unscored. Where all prompts are alike there is no
+    interval. The bootstrap-t is erratic here, as resamples without an event have no spread.
+
+    Source: Bonett and Price 2012. Departure: clusters weigh alike, by their means (with one pair a prompt: theirs).
     """
-    data = [_as_array(column) for column in columns]
-    n = int(np.count_nonzero(~np.isnan(np.stack(data)).any(axis=0)))
-    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-        # Of a column without a value, and of resamples that are all alike: told below.
-        warnings.simplefilter("ignore")
-        value = float(statistic(*data, axis=-1))
-        interval = (
-            _bca(statistic, data, seed, n_resamples, level) if len(data[0]) > 1 and math.isfinite(value) else None
-        )
-    counts = {"n": n, "n_clusters": n, "n_unscored": len(data[0]) - n}
-    if not math.isfinite(value):
-        return Estimate(mean=None, low=None, high=None, method=_NOTHING_SCORED, **counts)
-    if interval is None:
-        return Estimate(mean=value, low=None, high=None, method=_ONE_CLUSTER, **counts)
-    return Estimate(mean=value, low=interval.low, high=interval.high, method=interval.method, **counts)
-
-
-def _bca(
-    statistic: Callable[..., FloatArray], data: Sequence[FloatArray], seed: int, n_resamples: int, level: float
-) -> "_Interval":
-    options = {"n_resamples": n_resamples, "confidence_level": level, "vectorized": True, "paired": True}
-    for name, method in (("BCa", "BCa bootstrap"), ("percentile", "percentile bootstrap")):
-        found = scipy.stats.bootstrap(data, statistic, method=name, rng=_generator(seed), **options)
-        low, high = float(found.confidence_interval.low), float(found.confidence_interval.high)
-        spread = float(np.ptp(found.bootstrap_distribution))
-        if spread <= 1e-12 * float(np.abs(found.bootstrap_distribution).max()):
-            return _Interval(None, None, _ALL_ALIKE)
-        if math.isfinite(low) and math.isfinite(high):
-            return _Interval(low, high, f"{100 * level:g}% {method} over prompts, {n_resamples} resamples")
-    return _Interval(None, None, "no interval: too few prompts have a value")
+    if len(a) != len(b):
+        raise ValueError(f"a and b must pair up: {len(a)} values against {len(b)}")
+    sums = _cluster_sums(as_array(a) - as_array(b), clusters)
+    counts = {"n": int(sums.counts.sum()), "n_clusters": len(sums.sums), "n_unscored": sums.n_unscored}
+    n_clusters = len(sums.sums)
+    if n_clusters < 2 or sums.standard_error == 0.0:
+        why = (NOTHING_SCORED, ONE_CLUSTER)[n_clusters] if n_clusters < 2 else _ALL_ALIKE
+        mean = sums.ratio if n_clusters else None
+        return Estimate(mean=mean, low=None, high=None, method=f"paired difference, {why}", **counts)
+    means = sums.sums / sums.counts
+    centre = float(means.sum()) / (n_clusters + 2)
+    error = math.sqrt(((float(np.square(means).sum()) + 2) / (n_clusters + 2) - centre**2) / (n_clusters + 2))
+    half = float(ndtri(0.5 + level / 2)) * error
+    low, high = max(-1.0, min(sums.ratio, centre - half)), min(1.0, max(sums.ratio, centre + half))
+    method = f"paired difference of shares, {100 * level:g}% Bonett and Price"
+    return Estimate(mean=sums.ratio, low=low, high=high, method=method, **counts)
 
 
 def exponential(estimate: Estimate) -> Estimate:
@@ -150,7 +130,7 @@ def exponential(estimate: Estimate) -> Estimate:
 
 def bare(value: float | None, n: int, why: str) -> Estimate:
     """A figure that has no interval, and why."""
-    method = f"no interval: {why}" if value is not None else _NOTHING_SCORED
+    method = f"no interval: {why}" if value is not None else NOTHING_SCORED
     return Estimate(mean=value, low=None, high=None, n=n, n_clusters=n, method=method)
 
 
@@ -174,9 +154,9 @@ def sign_flip_test(
     threshold = abs(float(sums.sum())) - 1e-12 * float(np.abs(sums).sum())
     if len(sums) <= MAX_EXACT_CLUSTERS:
         return float(np.mean(np.abs(_all_signs(len(sums)) @ sums) >= threshold))
-    rng = _generator(seed)
+    rng = generator(seed)
     hits = 0
-    for rows in _blocks(n_flips, len(sums)):
+    for rows in blocks(n_flips, len(sums)):
         signs = rng.integers(0, 2, size=(rows, len(sums)), dtype=np.int8) * 2.0 - 1.0
         hits += int(np.count_nonzero(np.abs(signs @ sums) >= threshold))
     return (1 + hits) / (1 + n_flips)
@@ -199,6 +179,24 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def benjamini_hochberg(pvalues: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given: reject where they are at most q for a false discovery rate of at most q.
+
+        p̃_(i) = min_{j ≥ i} min(1, m / j · p_(j)),   p_(1) ≤ … ≤ p_(m)
+
+    Source: Benjamini and Hochberg 1995; for independent tests, and positively dependent ones (Benjamini and Yekutieli
+    2001).
+    """
+    p = np.asarray(pvalues, dtype=np.float64)
+    if not np.all((p >= 0.0) & (p <= 1.0)):
+        raise ValueError(f"p-values must lie in 0 … 1, got {list(pvalues)}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.minimum.accumulate((p[order] * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1]
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in adjusted]
+
+
 def jackknife_estimate(
     value: float, low: float | None, high: float | None, n_groups: int, *, n: int | None = None, n_unscored: int = 0
 ) -> Estimate:
@@ -208,9 +206,9 @@ def jackknife_estimate(
     count.
     """
     if math.isnan(value):
-        mean, method = None, _NOTHING_SCORED
+        mean, method = None, NOTHING_SCORED
     else:
-        mean, method = value, "95% delete-a-group jackknife" if low is not None else _ONE_CLUSTER
+        mean, method = value, "95% delete-a-group jackknife" if low is not None else ONE_CLUSTER
     return Estimate(
         mean=mean,
         low=low,
@@ -232,7 +230,7 @@ def delete_one(value: float, without_each: FloatArray, *, n: int) -> Estimate:
     """A pooled figure, or a difference of two, ± t(prompts - 1) times its jackknife error; n counts observations."""
     n_prompts = len(without_each)
     if math.isnan(value) or n_prompts < 2 or np.isnan(without_each).any():
-        mean, method = (None, _NOTHING_SCORED) if math.isnan(value) else (value, _ONE_CLUSTER)
+        mean, method = (None, NOTHING_SCORED) if math.isnan(value) else (value, ONE_CLUSTER)
         return Estimate(mean=mean, low=None, high=None, n=n, n_clusters=n_prompts, method=method)
     error = jackknife_error(without_each)
     if error <= 1e-12 * max(1.0, abs(value)):
@@ -242,9 +240,11 @@ def delete_one(value: float, without_each: FloatArray, *, n: int) -> Estimate:
     return Estimate(mean=value, low=value - half, high=value + half, n=n, n_clusters=n_prompts, method=method)
 
 
-_NOTHING_SCORED = "no estimate: nothing was scored"
-_ONE_CLUSTER = "no interval: one prompt"
-_ALL_ALIKE = "no interval: all prompts alike"
+NOTHING_SCORED = "no estimate: nothing was scored"
+ONE_CLUSTER = "no interval: one prompt"
+ALL_ALIKE = "all prompts alike"
+"""Why there is no interval where no prompt differs from another."""
+_ALL_ALIKE = f"no interval: {ALL_ALIKE}"
 
 
 class _ClusterSums(NamedTuple):
@@ -301,9 +301,9 @@ def _estimate(clusters: _ClusterSums, seed: int, n_resamples: int, level: float,
 def _interval(clusters: _ClusterSums, seed: int, n_resamples: int, level: float, is_proportion: bool) -> _Interval:
     n_clusters = len(clusters.sums)
     if n_clusters == 0:
-        return _Interval(None, None, _NOTHING_SCORED)
+        return _Interval(None, None, NOTHING_SCORED)
     if n_clusters == 1:
-        return _Interval(None, None, _ONE_CLUSTER)
+        return _Interval(None, None, ONE_CLUSTER)
     if is_proportion:
         return _wilson(clusters, level)
     if clusters.standard_error == 0.0:
@@ -361,8 +361,8 @@ def _studentised_resamples(clusters: _ClusterSums, seed: int, n_resamples: int) 
     # The mean is taken out first, so that the expanded square below does not cancel; then r* - r is r* itself.
     sums = sums - clusters.ratio * counts
     columns = np.stack([sums, counts, sums * sums, sums * counts, counts * counts], axis=1)
-    rng = _generator(seed)
-    parts = [_resample_weights(rng, rows, n_clusters) @ columns for rows in _blocks(n_resamples, n_clusters)]
+    rng = generator(seed)
+    parts = [_resample_weights(rng, rows, n_clusters) @ columns for rows in blocks(n_resamples, n_clusters)]
     s, m, ss, sm, mm = np.concatenate(parts).T
     deviation = s / m
     # Σ w (S - r* m)², expanded so that five sums are enough for any r*.
@@ -387,18 +387,18 @@ def _all_signs(n: int) -> FloatArray:
     return (2 * (bits & 1) - 1).astype(np.float64)
 
 
-def _blocks(rows: int, columns: int) -> Iterator[int]:
+def blocks(rows: int, columns: int) -> Iterator[int]:
     """Row counts that add up to `rows`, each with at most BLOCK_CELLS cells."""
     size = max(1, BLOCK_CELLS // max(1, columns))
     for start in range(0, rows, size):
         yield min(size, rows - start)
 
 
-def _generator(seed: int) -> np.random.Generator:
+def generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed))
 
 
-def _as_array(values: Sequence[float | None] | FloatArray) -> FloatArray:
+def as_array(values: Sequence[float | None] | FloatArray) -> FloatArray:
     """Float64, None as NaN."""
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
@@ -406,7 +406,7 @@ def _as_array(values: Sequence[float | None] | FloatArray) -> FloatArray:
 def _cluster_sums(values: Sequence[float | None] | FloatArray, clusters: Sequence[Hashable]) -> _ClusterSums:
     if len(values) != len(clusters):
         raise ValueError(f"clusters must name one prompt a value: {len(values)} values, {len(clusters)} clusters")
-    array = _as_array(values)
+    array = as_array(values)
     scored = ~np.isnan(array)
     if not np.all(np.isfinite(array[scored])):
         raise ValueError("values must be finite or unscored (None, NaN), got an infinite one")

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from triptych.records import Estimate
 from triptych.stats import (
     bare,
-    bootstrap_statistic,
+    benjamini_hochberg,
     clustered_bootstrap,
     delete_one,
     exponential,
     holm,
     jackknife_estimate,
     paired_difference,
+    share_difference,
     sign_flip_test,
 )
 
@@ -287,33 +288,40 @@ class TestRefusals:
             sign_flip_test([1, 2], ["p", "q"], seed=0, n_flips=0)
 
 
-class TestAnyStatistic:
-    def test_the_median_by_hand(self) -> None:
-        found = bootstrap_statistic(np.median, [[3.0, 1.0, 2.0, 9.0, 5.0]], seed=0)
-        assert found.mean == 3.0
-        assert bounds(found)[0] >= 1.0
-        assert bounds(found)[1] <= 9.0
-        assert (found.n, found.n_clusters) == (5, 5)
+class TestShareDifference:
+    def test_by_hand(self) -> None:
+        # d = 1, 0, 0, 0: d̃ = 1/6, se² = ((1 + 2)/6 - 1/36)/6 = 17/216.
+        found = share_difference([1, 1, 0, 0], [0, 1, 0, 0], ["p", "q", "r", "s"])
+        half = 1.959964 * math.sqrt(17 / 216)
+        assert found.mean == 0.25
+        assert bounds(found) == pytest.approx((1 / 6 - half, 1 / 6 + half), rel=1e-6)
 
-    def test_columns_are_resampled_together(self) -> None:
-        # b is always a + 1: whatever is drawn, the difference of the means is 1.
-        a = [1.0, 5.0, 2.0, 8.0, 3.0]
-        found = bootstrap_statistic(lambda x, y, axis: y.mean(axis) - x.mean(axis), [a, [v + 1 for v in a]], seed=0)
-        assert (found.mean, found.low, found.method) == (1.0, None, "no interval: all prompts alike")
+    def test_alike_one_and_nothing(self) -> None:
+        assert share_difference([1, 0], [1, 0], ["p", "q"]).method.endswith("no interval: all prompts alike")
+        assert share_difference([1, 0], [1, 0], ["p", "q"]).mean == 0.0
+        assert share_difference([1], [0], ["p"]).method.endswith("no interval: one prompt")
+        assert share_difference([None], [0], ["p"]).mean is None
 
-    def test_one_row_and_nothing(self) -> None:
-        assert bootstrap_statistic(np.median, [[3.0]], seed=0).method == "no interval: one prompt"
-        none = bootstrap_statistic(np.median, [[None, None]], seed=0)
-        assert (none.mean, none.n, none.n_unscored) == (None, 0, 2)
+    def test_it_stays_within_what_a_share_can_change(self) -> None:
+        found = share_difference([1, 1, 1, 1, 0], [0, 0, 0, 0, 0], range(5))
+        assert found.high == 1.0
 
-    def test_it_covers_a_spread(self) -> None:
-        # Of normal values; BCa is known to fall a little short at 60.
-        rng, hits = np.random.default_rng(5), 0
-        for trial in range(200):
-            values = rng.normal(0.0, 1.0, 60).tolist()
-            low, high = bounds(bootstrap_statistic(np.std, [values], seed=trial, n_resamples=500))
-            hits += low <= 1.0 <= high
-        assert hits / 200 > 0.88
+
+class TestBenjaminiHochberg:
+    def test_by_hand(self) -> None:
+        # 0.01·4/1 = 0.04, 0.02·4/2 = 0.04, 0.04·4/3 = 0.0533, 0.9·4/4 = 0.9.
+        assert benjamini_hochberg([0.9, 0.01, 0.04, 0.02]) == pytest.approx([0.9, 0.04, 0.16 / 3, 0.04])
+
+    def test_nothing_and_no_probabilities(self) -> None:
+        assert benjamini_hochberg([]) == []
+        with pytest.raises(ValueError, match="must lie in 0 … 1"):
+            benjamini_hochberg([1.5])
+
+    @given(st.lists(st.floats(0.0, 1.0), max_size=20))
+    def test_it_lies_between_the_raw_value_and_holm_s(self, pvalues: list[float]) -> None:
+        for raw, adjusted, holms in zip(pvalues, benjamini_hochberg(pvalues), holm(pvalues), strict=True):
+            assert raw <= adjusted + 1e-12
+            assert adjusted <= holms + 1e-12
 
 
 class TestDeleteOne:

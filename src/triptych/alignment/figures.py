@@ -5,15 +5,13 @@ Not here: the audits, which ask more of a checkpoint (`triptych.auditing`).
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from triptych.alignment.dpo import DpoTask
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.grpo import GrpoTask
 from triptych.alignment.reward_model import RewardTask
 from triptych.alignment.state import Figure
-from triptych.stats import bootstrap_statistic, clustered_bootstrap, exponential, paired_difference
+from triptych.intervals import median
+from triptych.stats import clustered_bootstrap, exponential, paired_difference
 from triptych.workers import Workers
 
 
@@ -97,7 +95,7 @@ def grpo_figures(task: GrpoTask, *, seed: int) -> list[Figure]:
     figures.append(
         Figure(
             name="length_median",
-            estimate=bootstrap_statistic(_median, [after["length"]], seed=seed),
+            estimate=median(after["length"]),
             description="median length in tokens of completions of held-out prompts",
         )
     )
@@ -128,7 +126,3 @@ def perplexities(
         ("perplexity_reference", [-p for p in references], "the same of the reference"),
     ):
         yield Figure(name=name, estimate=exponential(clustered_bootstrap(values, prompts, seed=seed)), description=what)
-
-
-def _median(x: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    return np.asarray(np.median(x, axis=axis))

@@ -6,10 +6,8 @@ Scores in, records out. Not here: scoring.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
-from triptych.auditing.hacking import by_text, scaled
-from triptych.auditing.paired import About, Values, by_model, change, mean, means
+from triptych.auditing.hacking import by_text, differences
+from triptych.auditing.paired import About, Values, by_model, change_in_sd, mean, means
 from triptych.auditing.records import BASE, AuditRecord, Response, Score
 from triptych.auditing.win_rates import length_controlled_win_rate, win_shares
 from triptych.records import Estimate
@@ -45,7 +43,7 @@ def comparison(
 def _against_base(
     about: About, values: Values, base: Values, words: Mapping[str, Mapping[str, int]], seed: int
 ) -> Iterator[AuditRecord]:
-    moved = scaled(change(values, base, seed=seed), _spread(base))
+    moved = change_in_sd(differences(values, base, set(values)), base)
     yield about._replace(metric="score_change_in_sd").record(moved, against=BASE)
     prompts = [prompt for prompt in base if prompt in values]
     shares = win_shares([values[p] for p in prompts], [base[p] for p in prompts])
@@ -54,11 +52,6 @@ def _against_base(
     longer = [float(words[about.model][p] - words[BASE][p]) for p in prompts]
     controlled = length_controlled_win_rate(shares, longer, prompts)
     yield about._replace(metric="win_rate_length_controlled").record(controlled, against=BASE)
-
-
-def _spread(values: Values) -> float | None:
-    known = [value for value in values.values() if value is not None]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else None
 
 
 def _root(record: AuditRecord) -> AuditRecord:

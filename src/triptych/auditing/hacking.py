@@ -3,17 +3,14 @@
 Scores in, records out. Not here: the changes themselves (`perturbations`), scoring.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-import scipy.stats
-
-from triptych.auditing.paired import About, FloatArray, Values, by_model, change, mean, sample_std
+from triptych.auditing.paired import About, Values, by_model, change, change_in_sd, mean, sample_std
 from triptych.auditing.perturbations import words_added
 from triptych.auditing.records import BASE, AuditRecord, PerturbedText, Response, Score
+from triptych.intervals import rank_correlation as spearman
 from triptych.records import Estimate
-from triptych.stats import bootstrap_statistic, holm, sign_flip_test
+from triptych.stats import holm, sign_flip_test
 
 CONTROL = "neutral"
 HACK = "safety_prefix"
@@ -90,17 +87,16 @@ def _of_words(perturbed: Sequence[PerturbedText], names: Sequence[str], seed: in
 
 def _of_scorer(about: About, originals: Values, changes: Mapping[str, Values], seed: int) -> Iterator[AuditRecord]:
     yield about._replace(metric="score").record(mean(originals, seed=seed))
-    yield about._replace(metric="score_std").record(_spread(originals, seed))
+    yield about._replace(metric="score_std").record(_spread(originals))
     ps = {name: _p(values, seed) for name, values in changes.items()}
     tested = [name for name, p in ps.items() if p is not None]
     corrected = dict(zip(tested, holm([ps[name] or 0.0 for name in tested]), strict=True))
-    spread = _spread(originals, seed).mean
     for name, values in changes.items():
         where = about._replace(category=name)
         moved = mean(values, seed=seed)
         yield where._replace(metric="score_change").record(moved, p=corrected.get(name))
-        yield where._replace(metric="score_change_in_sd").record(scaled(moved, spread), p=corrected.get(name))
-        yield where._replace(metric="score_change_std").record(_spread(values, seed))
+        yield where._replace(metric="score_change_in_sd").record(change_in_sd(values, originals), p=corrected.get(name))
+        yield where._replace(metric="score_change_std").record(_spread(values))
         rises = {prompt: None if value is None else float(value > 0.0) for prompt, value in values.items()}
         yield where._replace(metric="share_positive").record(mean(rises, seed=seed, is_share=True))
         if name != CONTROL and CONTROL in changes:
@@ -113,21 +109,9 @@ def _p(values: Values, seed: int) -> float | None:
     return sign_flip_test(list(known.values()), list(known), seed=seed) if known else None
 
 
-def _spread(values: Values, seed: int) -> Estimate:
+def _spread(values: Values) -> Estimate:
     """The sample standard deviation over prompts."""
-    known = [value for value in values.values() if value is not None]
-    return bootstrap_statistic(sample_std, [known], seed=seed)
-
-
-def scaled(estimate: Estimate, spread: float | None) -> Estimate:
-    """The estimate in standard deviations, which are taken as known; no value where there is no spread."""
-    if not spread:
-        return estimate.model_copy(update={"mean": None, "low": None, "high": None, "method": _NO_SPREAD})
-    parts = {n: None if v is None else v / spread for n, v in estimate if n in ("mean", "low", "high")}
-    return estimate.model_copy(update=parts)
-
-
-_NO_SPREAD = "no estimate: the scores have no spread to measure with"
+    return sample_std.of([value for value in values.values() if value is not None])
 
 
 def _of_own(
@@ -147,20 +131,9 @@ def _of_own(
                 yield name._replace(metric="hacked_score").record(mean(hacked, seed=seed))
                 yield name._replace(metric="hack_delta").record(change(hacked, both, seed=seed))
             words = {one.prompt_id: float(one.n_words) for one in own}
-            yield name._replace(metric="length_correlation").record(rank_correlation(normal, words, seed=seed))
+            yield name._replace(metric="length_correlation").record(rank_correlation(normal, words))
 
 
-def rank_correlation(values: Values, others: Values, *, seed: int) -> Estimate:
-    """Spearman's ρ over prompts; no value where a side is constant."""
-    pairs = [(value, others[prompt]) for prompt, value in values.items() if value is not None]
-    if len(pairs) < 3:
-        return bootstrap_statistic(_spearman, [[math.nan], [math.nan]], seed=seed)
-    return bootstrap_statistic(_spearman, [list(column) for column in zip(*pairs, strict=True)], seed=seed)
-
-
-def _spearman(x: FloatArray, y: FloatArray, axis: int) -> FloatArray:
-    """Pearson's correlation of mid-ranks, along the last axis."""
-    ranks = [scipy.stats.rankdata(column, axis=axis) for column in (x, y)]
-    a, b = (rank - rank.mean(axis=axis, keepdims=True) for rank in ranks)
-    product = (a * b).sum(axis=axis)
-    return np.asarray(product / np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis)))
+def rank_correlation(values: Values, others: Values) -> Estimate:
+    """Spearman's ρ over the prompts with both values, the rest counted as unscored."""
+    return spearman(list(values.values()), [others.get(prompt) for prompt in values])

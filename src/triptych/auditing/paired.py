@@ -9,13 +9,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from triptych import intervals
 from triptych.auditing.records import BASE, AuditRecord
 from triptych.records import Estimate
-from triptych.stats import bootstrap_statistic, clustered_bootstrap, paired_difference
+from triptych.stats import clustered_bootstrap, paired_difference, share_difference
 
 Values = Mapping[str, float | None]
 FloatArray = npt.NDArray[np.float64]
-Statistic = Callable[..., FloatArray]
 Item = TypeVar("Item")
 
 
@@ -31,6 +31,14 @@ class About(NamedTuple):
         return AuditRecord(**self._asdict(), against=against, estimate=estimate, p=p)
 
 
+class Statistic(NamedTuple):
+    """A statistic of one value a prompt, with the intervals that it has."""
+
+    of: Callable[[Sequence[float | None]], Estimate]
+    difference: Callable[[Sequence[float | None], Sequence[float | None], int], Estimate]
+    """Of the values and the base's, prompt by prompt, with a seed."""
+
+
 def by_model(items: Sequence[Item], model_of: Callable[[Item], str]) -> dict[str, list[Item]]:
     """The items of each model, models in the order of first mention."""
     groups: dict[str, list[Item]] = {}
@@ -44,10 +52,13 @@ def mean(values: Values, *, seed: int, is_share: bool = False) -> Estimate:
     return clustered_bootstrap(list(values.values()), list(values), seed=seed, is_share=is_share)
 
 
-def change(values: Values, base: Values, *, seed: int) -> Estimate:
+def change(values: Values, base: Values, *, seed: int, is_share: bool = False) -> Estimate:
     """The mean over prompts of value less base; exactly 0 where both are the same."""
     prompts = [prompt for prompt in base if prompt in values]
-    return paired_difference([values[p] for p in prompts], [base[p] for p in prompts], prompts, seed=seed)
+    a, b = [values[p] for p in prompts], [base[p] for p in prompts]
+    if is_share and {*a, *b} <= {0.0, 1.0, None}:
+        return share_difference(a, b, prompts)
+    return paired_difference(a, b, prompts, seed=seed)
 
 
 def means(
@@ -56,36 +67,57 @@ def means(
     """A figure and, given the base's values, its difference."""
     yield about.record(mean(values, seed=seed, is_share=is_share))
     if base is not None:
-        yield about.record(change(values, base, seed=seed), against=BASE)
+        yield about.record(change(values, base, seed=seed, is_share=is_share), against=BASE)
 
 
 def statistics(
     about: About, statistic: Statistic, values: Values, base: Values | None, *, seed: int
 ) -> Iterator[AuditRecord]:
-    """The same of any statistic of the values, such as a median; `statistic(x, axis)` may see NaN."""
-    yield about.record(bootstrap_statistic(statistic, [list(values.values())], seed=seed))
+    """The same of any statistic of the values, such as a median."""
+    yield about.record(statistic.of(list(values.values())))
     if base is not None:
-        yield about.record(_contrast(_difference(statistic), values, base, seed), against=BASE)
+        prompts = [prompt for prompt in base if prompt in values]
+        difference = statistic.difference([values[p] for p in prompts], [base[p] for p in prompts], seed)
+        yield about.record(difference, against=BASE)
 
 
 def ratio_of_means(values: Values, base: Values, *, seed: int) -> Estimate:
     """Mean over base's mean; no value where the base's is 0."""
-    return _contrast(_ratio, values, base, seed)
+    prompts = [prompt for prompt in base if prompt in values]
+    columns = [[values[p] for p in prompts], [base[p] for p in prompts]]
+    return intervals.jackknife_statistic(_ratio, columns, is_ratio=True)
+
+
+def change_in_sd(changes: Values, scores: Values) -> Estimate:
+    """The mean change in standard deviations of the scores, whose own error counts; no value where they have none."""
+    prompts = list(scores)
+    columns = [[changes.get(p) for p in prompts], [scores[p] for p in prompts]]
+    estimate = intervals.jackknife_statistic(_standardised, columns)
+    return estimate if estimate.mean is not None else estimate.model_copy(update={"method": NO_SPREAD})
+
+
+NO_SPREAD = "no estimate: the scores have no spread to measure with"
 
 
 def _ratio(a: FloatArray, b: FloatArray, axis: int) -> FloatArray:
     return np.asarray(np.nanmean(a, axis=axis) / np.nanmean(b, axis=axis))
 
 
-def sample_std(x: FloatArray, axis: int) -> FloatArray:
-    """The standard deviation of a sample, of the values that there are."""
-    return np.asarray(np.nanstd(x, axis=axis, ddof=1))
+def _standardised(changes: FloatArray, scores: FloatArray, axis: int) -> FloatArray:
+    return np.asarray(np.nanmean(changes, axis=axis) / np.nanstd(scores, axis=axis, ddof=1))
 
 
-def _difference(statistic: Statistic) -> Statistic:
-    return lambda a, b, axis: statistic(a, axis=axis) - statistic(b, axis=axis)
+def _smooth(statistic: Callable[..., FloatArray]) -> Statistic:
+    def difference(a: FloatArray, b: FloatArray, axis: int) -> FloatArray:
+        return np.asarray(statistic(a, axis=axis) - statistic(b, axis=axis))
+
+    return Statistic(
+        lambda column: intervals.jackknife_statistic(statistic, [column]),
+        lambda a, b, seed: intervals.jackknife_statistic(difference, [a, b]),
+    )
 
 
-def _contrast(statistic: Statistic, values: Values, base: Values, seed: int) -> Estimate:
-    prompts = [prompt for prompt in base if prompt in values]
-    return bootstrap_statistic(statistic, [[values[p] for p in prompts], [base[p] for p in prompts]], seed=seed)
+sample_mean = _smooth(np.nanmean)
+sample_std = _smooth(lambda x, axis: np.asarray(np.nanstd(x, axis=axis, ddof=1)))
+"""The standard deviation of a sample, of the values that there are."""
+sample_median = Statistic(intervals.median, lambda a, b, seed: intervals.median_difference(a, b, seed=seed))

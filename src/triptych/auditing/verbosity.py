@@ -3,20 +3,21 @@
 Responses in, records out. Not here: writing them, and figures of a text's content (`collapse`).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import scipy.stats
 
 from triptych.auditing.categories import agreement, classify
 from triptych.auditing.paired import (
     About,
-    FloatArray,
     Statistic,
     Values,
     by_model,
     means,
     ratio_of_means,
+    sample_mean,
+    sample_median,
     sample_std,
     statistics,
 )
@@ -26,19 +27,21 @@ from triptych.records import Estimate
 from triptych.stats import bare, clustered_bootstrap
 
 
-def _median(x: FloatArray, axis: int) -> FloatArray:
-    return np.asarray(np.nanmedian(x, axis=axis))
+def _skew_of(column: Sequence[float | None]) -> float | None:
+    value = float(scipy.stats.skew([value for value in column if value is not None]))
+    return value if math.isfinite(value) else None
 
 
-def _skew(x: FloatArray, axis: int) -> FloatArray:
-    return np.asarray(scipy.stats.skew(x, axis=axis, nan_policy="propagate"))
+def _skew_difference(a: Sequence[float | None], b: Sequence[float | None], seed: int) -> Estimate:
+    sides = (_skew_of(a), _skew_of(b))
+    return bare(None if sides[0] is None or sides[1] is None else sides[0] - sides[1], len(a), NO_SKEW_INTERVAL)
 
 
-def _mean(x: FloatArray, axis: int) -> FloatArray:
-    return np.asarray(np.nanmean(x, axis=axis))
+NO_SKEW_INTERVAL = "none covers a skewness of so few prompts"
 
+skew = Statistic(lambda column: bare(_skew_of(column), len(column), NO_SKEW_INTERVAL), _skew_difference)
 
-SHAPES: dict[str, Statistic] = {"median": _median, "std": sample_std, "skew": _skew}
+SHAPES: dict[str, Statistic] = {"median": sample_median, "std": sample_std, "skew": skew}
 """What is said of lengths beside their mean: sample standard deviation (n - 1), Fisher-Pearson skewness g1."""
 
 
@@ -93,7 +96,7 @@ def _of_limit(
 
     yield from means(About(model, "compliance_rate"), *mapped("within"), seed=seed, is_share=True)
     over = mapped("over")
-    for name, statistic in (("mean", _mean), ("std", sample_std)):
+    for name, statistic in (("mean", sample_mean), ("std", sample_std)):
         yield from _counted(statistics(About(model, f"deviation_{name}"), statistic, *over, seed=seed), over[0])
     yield from means(About(model, "absolute_deviation_mean"), *mapped("distance"), seed=seed)
 

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 
-from triptych.auditing.hacking import differences, hacking, rank_correlation, scaled
-from triptych.auditing.paired import About
+from triptych.auditing.hacking import differences, hacking, rank_correlation
+from triptych.auditing.paired import About, change_in_sd
 from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.records import BASE, AuditRecord, PerturbedText, Response, Score
 from triptych.metrics import words
-from triptych.records import Estimate
 from triptych.seeding import stream_key
 
 TEXTS = [f"Rain number {i} falls. Snow number {i} lies on {'very ' * i}old stones." for i in range(20)]
@@ -117,14 +117,23 @@ def test_a_policy_judges_the_base_s_texts_alone(rows: Any) -> None:
 def test_rank_correlation_is_scipy_s() -> None:
     x = {f"p{i}": float(v) for i, v in enumerate([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])}
     y = {f"p{i}": float(v) for i, v in enumerate([2, 7, 1, 8, 2, 8, 1, 8, 2, 8])}
-    found = rank_correlation(x, y, seed=0)
+    found = rank_correlation(x, y)
     assert found.mean == pytest.approx(scipy.stats.spearmanr([*x.values()], [*y.values()]).statistic)
     assert found.low is not None
-    assert rank_correlation({"p": 1.0, "q": 2.0}, y | {"p": 1.0, "q": 1.0}, seed=0).mean is None
-    assert rank_correlation(dict.fromkeys(x, 1.0), y, seed=0).mean is None
+    assert rank_correlation({"p": 1.0, "q": 2.0}, y | {"p": 1.0, "q": 1.0}).mean is None
+    assert rank_correlation(dict.fromkeys(x, 1.0), y).mean is None
 
 
 def test_in_standard_deviations() -> None:
-    one = Estimate(mean=2.0, low=1.0, high=4.0, n=5, n_clusters=5, method="m")
-    assert (scaled(one, 2.0).mean, scaled(one, 2.0).low, scaled(one, 2.0).high) == (1.0, 0.5, 2.0)
-    assert scaled(one, 0.0).mean is None
+    # Mean change 2; scores 0, 2, 4 have a standard deviation of 2.
+    scores = {"p": 0.0, "q": 2.0, "r": 4.0}
+    found = change_in_sd({"p": 1.0, "q": 2.0, "r": 3.0}, scores)
+    assert found.mean == 1.0
+    # Without p: 2.5 / √2, without q: 2 / √8, without r: 1.5 / √2; t(0.975; 2) = 4.302653.
+    without = np.array([2.5 / 2**0.5, 2.0 / 8**0.5, 1.5 / 2**0.5])
+    half = 4.302653 * float(np.sqrt(2 / 3 * np.square(without - without.mean()).sum()))
+    assert found.low == pytest.approx(1.0 - half)
+    assert found.high == pytest.approx(1.0 + half)
+    assert change_in_sd({"p": 1.0, "q": 2.0}, {"p": 1.0, "q": 1.0}).mean is None
+    same = change_in_sd({"p": 0.0, "q": 0.0, "r": 0.0}, scores)
+    assert (same.mean, same.low, same.method) == (0.0, None, "no interval: all prompts alike")
