@@ -98,8 +98,8 @@ def _rollout(one: Generation, eos_ids: frozenset[int]) -> Rollout:
 def score_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[NamedReward]) -> Scored:
     """Calls every reward once, on all completions of the batch.
 
-    Functions are given the columns `record`, `id`, `category`, `answers` and `checks` of the prompt and `n_tokens`, one
-    value a completion.
+    Functions are given the columns `record`, `id`, `category`, `answers` and `checks` of the prompt, `n_tokens` and
+    `is_truncated`, one value a completion.
     """
     flat = [(group.prompt, one) for group in groups for one in group.rollouts]
     questions = [question_of(prompt.instruction, prompt.input) for prompt, _ in flat]
@@ -110,6 +110,7 @@ def score_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[NamedReward
         "answers": [prompt.answers for prompt, _ in flat],
         "checks": [prompt.checks for prompt, _ in flat],
         "n_tokens": [one.n_tokens for _, one in flat],
+        "is_truncated": [one.is_truncated for _, one in flat],
     }
     values = [call_reward(reward, questions, [one.text for _, one in flat], columns) for reward in rewards]
     summed = iter(combine(values, [reward.weight for reward in rewards]))

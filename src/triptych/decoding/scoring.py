@@ -54,7 +54,8 @@ def write_scores(run: RunDirectory, reward: Scores, spec: str, *, show_progress:
     todo = {prompt_id: rows for prompt_id, rows in prompts.items() if prompt_id not in parts.done_ids()}
     with progress(sum(map(len, todo.values())), "completions", "scoring", enabled=show_progress) as meter:
         for prompt_id, rows in todo.items():
-            rewards = reward.score([(question_of(row.instruction, row.input), row.text) for row in rows])
+            pairs = [(question_of(row.instruction, row.input), row.text) for row in rows]
+            rewards = reward.score(pairs, truncated=[row.is_truncated for row in rows])
             parts.save(prompt_id, scores_table(rows, rewards, spec))
             meter.advance(len(rows))
     tables = parts.read_all()

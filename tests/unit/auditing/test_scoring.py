@@ -9,7 +9,8 @@ import pytest
 
 from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.rollouts import Rollout, RolloutGroup, score_rollouts
-from triptych.auditing.records import BASE
+from triptych.auditing.hacking import HACK
+from triptych.auditing.records import BASE, PerturbedText
 from triptych.auditing.scoring import score_texts, texts_to_score
 from triptych.data.pairs import parse_pairs
 from triptych.data.tables import Row
@@ -20,16 +21,17 @@ from triptych.decoding.table import generations_table
 from triptych.models.tiny import tiny_tokenizer
 from triptych.parts import PartStore
 from triptych.progress import progress
-from triptych.records import Generation, Prompt
+from triptych.records import Generation, Prompt, StopReason
 from triptych.runs import RunDirectory
 
 PROMPT = Prompt(id="p0", instruction="Count the words.", input="one two three")
 QUESTION = "Count the words.\n\none two three"
 ANSWER = "Three."
+END = 1000.0
 
 
-def written(prompt: Prompt, text: str) -> Generation:
-    """A finished greedy completion."""
+def written(prompt: Prompt, text: str, stop: StopReason = "eos") -> Generation:
+    """A greedy completion."""
     return Generation(
         prompt_id=prompt.id,
         prompt="",
@@ -46,14 +48,14 @@ def written(prompt: Prompt, text: str) -> Generation:
         sampler_logprobs=None,
         mean_logprob=-1.0,
         n_tokens=2,
-        stop_reason="eos",
+        stop_reason=stop,
         score=None,
         seed=0,
     )
 
 
 class Judge:
-    """A reward whose score is the number of characters that it reads; remembers all pairs."""
+    """A reward whose score is the number of characters that it reads, and 1000 for an EOS; remembers all pairs."""
 
     spec = "judge"
     fingerprint = "0" * 16
@@ -61,14 +63,19 @@ class Judge:
     def __init__(self) -> None:
         self.pairs: list[tuple[str, str]] = []
 
-    def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 16) -> list[float | None]:
+    def score(
+        self, pairs: Sequence[tuple[str, str]], batch_size: int = 16, *, truncated: Sequence[bool] | None = None
+    ) -> list[float | None]:
         self.pairs += pairs
-        return [float(len(question) + len(answer)) for question, answer in pairs]
+        ends = [0.0 if cut else END for cut in truncated or [False] * len(pairs)]
+        return [end + len(question) + len(answer) for (question, answer), end in zip(pairs, ends, strict=True)]
 
     @property
     def reward(self) -> NamedReward:
-        def score(prompts: list[str], completions: list[str], **columns: object) -> list[float | None]:
-            return self.score(list(zip(prompts, completions, strict=True)))
+        def score(
+            prompts: list[str], completions: list[str], *, is_truncated: list[bool], **columns: object
+        ) -> list[float | None]:
+            return self.score(list(zip(prompts, completions, strict=True)), truncated=is_truncated)
 
         return NamedReward("judge", score)
 
@@ -95,7 +102,7 @@ def test_decoding_rollouts_audits_and_pairs_ask_one_question(tmp_path: Path, row
     rollout = RolloutGroup(PROMPT, (Rollout(ANSWER, (5, 2), (-1.0, -1.0), False, 1),), (7,))
     rolled = score_rollouts([rollout], [judges[1].reward]).by_name["judge"]
     audited = score_in_audits(judges[2], tmp_path, rows.response(BASE, PROMPT.id, ANSWER))
-    assert decoded == rolled == audited == [float(len(QUESTION) + len(ANSWER))]
+    assert decoded == rolled == audited == [END + len(QUESTION) + len(ANSWER)]
     assert {pair for judge in judges for pair in judge.pairs} == {(QUESTION, ANSWER)}
     row = {"instruction": PROMPT.instruction, "input": PROMPT.input, "chosen": "yes", "rejected": "no"}
     (pair,) = parse_pairs([Row("row 1", row)], "test")
@@ -107,3 +114,41 @@ def test_a_blank_input_adds_nothing(tmp_path: Path, blank: str) -> None:
     judge = Judge()
     score_in_decoding(judge, tmp_path, [written(PROMPT.model_copy(update={"input": blank}), ANSWER)])
     assert judge.pairs == [(PROMPT.instruction, ANSWER)]
+
+
+@pytest.mark.parametrize(("stop", "is_cut"), [("eos", False), ("marker", False), ("length", True), ("repeat", True)])
+def test_no_end_is_read_behind_an_answer_that_was_cut(
+    tmp_path: Path, rows: Any, stop: StopReason, is_cut: bool
+) -> None:
+    (decoded,) = score_in_decoding(Judge(), tmp_path, [written(PROMPT, ANSWER, stop)])
+    rollout = RolloutGroup(PROMPT, (Rollout(ANSWER, (5, 2), (-1.0, -1.0), is_cut, 1),), (7,))
+    (rolled,) = score_rollouts([rollout], [Judge().reward]).by_name["judge"]
+    (audited,) = score_in_audits(Judge(), tmp_path, rows.response(BASE, PROMPT.id, ANSWER, is_truncated=is_cut))
+    assert decoded == rolled == audited == len(QUESTION) + len(ANSWER) + (0.0 if is_cut else END)
+
+
+def test_perturbed_forms_of_a_cut_answer_are_cut_and_no_prefix_mends_one(rows: Any) -> None:
+    responses = [
+        rows.response(BASE, "p0", "Rain and", is_truncated=True),
+        rows.response(BASE, "p1", "Snow."),
+        rows.response("dpo", "p0", "Whole."),
+        rows.response("dpo", "p1", "Broken off", is_truncated=True),
+        rows.response("dpo", "p2", "Not asked."),
+    ]
+    perturbed = [
+        PerturbedText(prompt, perturbation, f"{perturbation or ''} {text}")
+        for prompt, text in (("p0", "Rain and"), ("p1", "Snow."))
+        for perturbation in (None, HACK)
+    ]
+    found = texts_to_score(responses, perturbed, seed=0)
+    cut = {(one.model, one.prompt_id, one.perturbation): one.is_truncated for own in found.values() for one in own}
+    assert cut == {
+        (BASE, "p0", None): True,
+        (BASE, "p0", HACK): True,
+        (BASE, "p1", None): False,
+        (BASE, "p1", HACK): False,
+        ("dpo", "p0", None): False,
+        ("dpo", "p0", HACK): False,
+        ("dpo", "p1", None): True,
+        ("dpo", "p2", None): False,
+    }
