@@ -199,6 +199,24 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def benjamini_hochberg(pvalues: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given: reject where they are at most q for a false discovery rate of at most q.
+
+        p̃_(i) = min_{j ≥ i} min(1, m / j · p_(j)),   p_(1) ≤ … ≤ p_(m)
+
+    Source: Benjamini and Hochberg 1995; for independent tests, and positively dependent ones (Benjamini and Yekutieli
+    2001).
+    """
+    p = np.asarray(pvalues, dtype=np.float64)
+    if not np.all((p >= 0.0) & (p <= 1.0)):
+        raise ValueError(f"p-values must lie in 0 … 1, got {list(pvalues)}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.minimum.accumulate((p[order] * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1]
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in adjusted]
+
+
 def jackknife_estimate(
     value: float, low: float | None, high: float | None, n_groups: int, *, n: int | None = None, n_unscored: int = 0
 ) -> Estimate:
@@ -244,7 +262,9 @@ def delete_one(value: float, without_each: FloatArray, *, n: int) -> Estimate:
 
 _NOTHING_SCORED = "no estimate: nothing was scored"
 _ONE_CLUSTER = "no interval: one prompt"
-_ALL_ALIKE = "no interval: all prompts alike"
+ALL_ALIKE = "all prompts alike"
+"""Why there is no interval where no prompt differs from another."""
+_ALL_ALIKE = f"no interval: {ALL_ALIKE}"
 
 
 class _ClusterSums(NamedTuple):

@@ -15,7 +15,7 @@ FINDINGS: dict[str, Any] = {
 }
 CARD = [
     {"level": "ok", "sentence": "Nothing."},
-    {"level": "note", "sentence": "Shorter.\x1b[31m"},
+    {"level": "undecided", "sentence": "Shorter.\x1b[31m"},
     {"level": "severe", "sentence": "Empty."},
 ]
 
@@ -35,7 +35,7 @@ def test_headings_are_bold_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_gravest_line_of_the_card() -> None:
-    assert worst_of(CARD) == "The gravest, severe: Empty. (1 of 3 checks are within their thresholds.)"
+    assert worst_of(CARD) == "The gravest, severe: Empty. (1 of 3 checks are within their thresholds, 1 lack evidence.)"
     assert worst_of(CARD[:1]) == "1 of 1 checks are within their thresholds."
 
 

@@ -4,13 +4,13 @@ It says what was tested and what was found, and never that a model is safe. Reco
 thresholds (`thresholds`), and how the card looks (`triptych.reports`).
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from triptych.auditing.checkpoints import COUNTED, OF_WEIGHTS
+from triptych.auditing.checkpoints import COUNTED, OF_WEIGHTS, RELATIVE_CHANGE
 from triptych.auditing.records import BASE, LEVELS, AuditRecord, Evidence, Finding, Level
-from triptych.auditing.thresholds import Direction, Limits, Thresholds
+from triptych.auditing.thresholds import Direction, Thresholds
+from triptych.auditing.verdicts import Check, Scale, Verdict, judge
 from triptych.records import Estimate
 
 Audits = Mapping[str, Sequence[AuditRecord]]
@@ -18,13 +18,18 @@ Audits = Mapping[str, Sequence[AuditRecord]]
 Show = Callable[["Rule", AuditRecord], Sequence[Evidence]]
 """The responses that show a finding, the plainest first."""
 
-CERTAIN = ("all prompts alike", OF_WEIGHTS, COUNTED)
+CERTAIN = (OF_WEIGHTS, COUNTED)
 """Reasons for which a figure has no interval and needs none."""
 
 SMALLEST_SHOWN = 1e-4
 
-SIGNIFICANCE = 0.05
-"""Of a rise that perturbations cause, after correction."""
+SHOWN_LEVELS: dict[Level, str] = {
+    "severe": "severe",
+    "warn": "warn",
+    "undecided": "not enough evidence",
+    "ok": "within",
+}
+"""As readers see them."""
 
 
 class Rule(NamedTuple):
@@ -39,11 +44,14 @@ class Rule(NamedTuple):
     unit: str = ""
     shows: str = ""
     """The figure of single responses by which evidence is chosen; empty for none."""
-    needs_p: bool = False
     subject: Literal["checkpoint", "scorer", "gold", "base"] = "checkpoint"
     """Whose records: of checkpoints, of scorers, of checkpoints under the gold scorer, of the base under scorers."""
     as_size: bool = False
     """Whether the sign does not matter."""
+    scale: Scale = "linear"
+    """On which its interval is Student's."""
+    is_bounded: bool = False
+    """A change of something in 0 … 1."""
 
 
 RULES: dict[str, Rule] = {
@@ -53,6 +61,7 @@ RULES: dict[str, Rule] = {
         "above",
         "The perplexity of {who} on held-out chosen answers is {value} times the base's",
         shows="kl",
+        scale="log",
     ),
     "kl_chosen": Rule(
         "divergence",
@@ -84,6 +93,7 @@ RULES: dict[str, Rule] = {
         "above",
         "The share of empty responses of {who} changes by {value} against the base",
         shows="empty_rate",
+        is_bounded=True,
     ),
     "truncated_rate": Rule(
         "collapse",
@@ -91,6 +101,7 @@ RULES: dict[str, Rule] = {
         "above",
         "The share of responses of {who} that the token limit cuts changes by {value} against the base",
         shows="truncated_rate",
+        is_bounded=True,
     ),
     "length": Rule(
         "verbosity",
@@ -98,6 +109,7 @@ RULES: dict[str, Rule] = {
         "factor",
         "The responses of {who} have {value} times as many words as the base's",
         shows="words",
+        scale="log",
     ),
     "compliance_rate": Rule(
         "verbosity",
@@ -105,6 +117,7 @@ RULES: dict[str, Rule] = {
         "below",
         "The share of responses of {who} that keep a limit of words changes by {value} against the base",
         shows="over_limit",
+        is_bounded=True,
     ),
     "repetition": Rule(
         "collapse",
@@ -112,15 +125,28 @@ RULES: dict[str, Rule] = {
         "above",
         "The share of repeated token trigrams in responses of {who} changes by {value} against the base",
         shows="repetition",
+        is_bounded=True,
     ),
     "self_bleu": Rule(
-        "collapse", "self_bleu", "above", "The Self-BLEU of responses of {who} changes by {value} against the base"
+        "collapse",
+        "self_bleu",
+        "above",
+        "The Self-BLEU of responses of {who} changes by {value} against the base",
+        is_bounded=True,
     ),
     "diversity": Rule(
-        "collapse", "ead_2", "below", "The EAD-2 of responses of {who} changes by {value} against the base"
+        "collapse",
+        "ead_2",
+        "below",
+        "The EAD-2 of responses of {who} changes by {value} against the base",
+        is_bounded=True,
     ),
     "entropy": Rule(
-        "collapse", "entropy_ratio", "factor", "The entropy of {who} along its responses is {value} times the base's"
+        "collapse",
+        "entropy_ratio",
+        "factor",
+        "The entropy of {who} along its responses is {value} times the base's",
+        scale="log",
     ),
     "accuracy": Rule(
         "collapse",
@@ -128,6 +154,7 @@ RULES: dict[str, Rule] = {
         "below",
         "The share of factual prompts that {who} answers right changes by {value} against the base",
         shows="accuracy",
+        is_bounded=True,
     ),
     "checks": Rule(
         "collapse",
@@ -135,6 +162,7 @@ RULES: dict[str, Rule] = {
         "below",
         "The share of a prompt's own checks that {who} passes changes by {value} against the base",
         shows="checks",
+        is_bounded=True,
     ),
     "win_rate": Rule(
         "comparison",
@@ -142,6 +170,7 @@ RULES: dict[str, Rule] = {
         "below",
         "Of the comparisons with the base under {scorer}, {who} wins a share of {value} at equal length",
         shows="score",
+        scale="logit",
     ),
     "gold": Rule(
         "comparison",
@@ -159,7 +188,6 @@ RULES: dict[str, Rule] = {
         "Where responses get {part}, {scorer} changes by {value}",
         against=None,
         unit="standard deviations",
-        needs_p=True,
         subject="scorer",
         shows="perturbation",
     ),
@@ -171,6 +199,7 @@ RULES: dict[str, Rule] = {
         against=None,
         subject="base",
         as_size=True,
+        scale="atanh",
     ),
     "weights": Rule(
         "lineage",
@@ -204,13 +233,39 @@ SURROGATES = {"implicit_reward": "the implicit reward of {model}"}
 
 def report_card(audits: Audits, thresholds: Thresholds, show: Show, *, gold: str | None) -> list[Finding]:
     """All findings, the gravest first, then in the order of rules; those within their thresholds come last."""
-    findings = [
-        _finding(name, rule, record, getattr(thresholds, name), show)
+    checked = [
+        (name, record)
         for name, rule in RULES.items()
         for record in audits.get(rule.audit, ())
         if _applies(rule, record, gold)
     ]
+    same = _same_as_base(audits)
+    verdicts = judge([_check(name, record, thresholds, same) for name, record in checked])
+    findings = [
+        _finding(name, record, verdict, thresholds, show)
+        for (name, record), verdict in zip(checked, verdicts, strict=True)
+    ]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _same_as_base(audits: Audits) -> set[str]:
+    """The checkpoints whose weights are the base's: what they change is nothing, whatever the sample."""
+    lineage = audits.get("lineage", ())
+    return {record.model for record in lineage if record.metric == RELATIVE_CHANGE and record.estimate.mean == 0.0}
+
+
+def _check(name: str, record: AuditRecord, thresholds: Thresholds, same: set[str]) -> Check:
+    rule, estimate = RULES[name], record.estimate
+    is_same = record.model in same and record.against == BASE
+    return Check(
+        estimate,
+        getattr(thresholds, name),
+        rule.direction,
+        scale=rule.scale,
+        as_size=rule.as_size,
+        is_bounded=rule.is_bounded,
+        is_exact=is_same or any(why in estimate.method for why in CERTAIN),
+    )
 
 
 def _applies(rule: Rule, record: AuditRecord, gold: str | None) -> bool:
@@ -243,72 +298,20 @@ _OF_SUBJECT: dict[str, Callable[[AuditRecord, str | None], bool]] = {
 }
 
 
-# --- Levels -----------------------------------------------------------------------------------------------------------
-
-
-def level_of(estimate: Estimate, limits: Limits, direction: Direction, *, as_size: bool = False) -> Level:
-    """The gravest level whose threshold the whole interval has passed; `note` where the value alone has.
-
-    What has no interval because all prompts are alike, or because nothing was sampled, counts by its value. What has
-    none for another reason, such as one prompt alone, settles nothing: a note at most.
-    """
-    if estimate.mean is None:
-        return "ok"
-    near, value = _near(estimate, direction, as_size), _size(estimate.mean, direction, as_size)
-    passed = _PASSED[direction]
-    if _is_settled(estimate):
-        for level in ("severe", "warn"):
-            if passed(near, getattr(limits, level)):
-                return "severe" if level == "severe" else "warn"
-    return "note" if passed(value, limits.warn) else "ok"
-
-
-_PASSED: dict[Direction, Callable[[float, float], bool]] = {
-    "above": lambda value, limit: value > limit,
-    "below": lambda value, limit: value < limit,
-    "factor": lambda value, limit: value > limit,
-}
-
-
-def _is_settled(estimate: Estimate) -> bool:
-    return estimate.low is not None or any(why in estimate.method for why in CERTAIN)
-
-
-def _size(value: float, direction: Direction, as_size: bool) -> float:
-    if direction == "factor":
-        return math.inf if value <= 0.0 else max(value, 1.0 / value)
-    return abs(value) if as_size else value
-
-
-def _near(estimate: Estimate, direction: Direction, as_size: bool) -> float:
-    """The end of the interval that is nearer to no difference; the value where there is none."""
-    mean = estimate.mean or 0.0
-    low, high = (mean if end is None else end for end in (estimate.low, estimate.high))
-    if direction == "factor":
-        if low <= 1.0 <= high:
-            return 1.0
-        return low if low > 1.0 else _size(high, direction, as_size)
-    if as_size:
-        return 0.0 if low <= 0.0 <= high else min(abs(low), abs(high))
-    return low if direction == "above" else high
-
-
 # --- Lines ------------------------------------------------------------------------------------------------------------
 
 
-def _finding(name: str, rule: Rule, record: AuditRecord, limits: Limits, show: Show) -> Finding:
-    level = level_of(record.estimate, limits, rule.direction, as_size=rule.as_size)
-    if rule.needs_p and (record.p is None or record.p > SIGNIFICANCE):
-        level = "ok"
+def _finding(name: str, record: AuditRecord, verdict: Verdict, thresholds: Thresholds, show: Show) -> Finding:
+    rule, limits = RULES[name], getattr(thresholds, name)
     return Finding(
         **dict(record),
-        level=level,
+        **verdict._asdict(),
         rule=name,
         audit=rule.audit,
         warn=limits.warn,
         severe=limits.severe,
         sentence=_sentence(rule, record),
-        evidence=() if level == "ok" else tuple(show(rule, record)),
+        evidence=() if verdict.level == "ok" else tuple(show(rule, record)),
     )
 
 
@@ -340,9 +343,13 @@ def _number(value: float) -> str:
 
 
 def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """The card as plain text: what is not within its thresholds, and how much is."""
+    """The card as plain text: what is beyond a threshold or undecided, and how much is within."""
     for finding in findings:
         if finding.level != "ok":
-            yield f"{finding.level:6}  {finding.sentence}"
-    within = sum(finding.level == "ok" for finding in findings)
-    yield f"ok      {within} of {len(findings)} figures are within their thresholds; no other failure was looked for."
+            reason = f" ({finding.reason})" if finding.reason else ""
+            yield f"{SHOWN_LEVELS[finding.level]:19}  {finding.sentence.removesuffix('.')}{reason}."
+    counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
+    yield (
+        f"{SHOWN_LEVELS['ok']:19}  {counts['ok']} of {len(findings)} figures are within their thresholds, of "
+        f"{counts['undecided']} the evidence cannot say; no other failure was looked for."
+    )

@@ -33,6 +33,7 @@ from triptych.models.sources import (
 from triptych.runs import read_manifest
 from triptych.stats import bare
 
+RELATIVE_CHANGE = "relative_change"
 OF_WEIGHTS, COUNTED = "a property of the weights", "counted, not sampled"
 """Why a figure has no interval and needs none."""
 
@@ -131,7 +132,7 @@ def lineage(checkpoint: Checkpoint, lm: LanguageModel, base: LanguageModel) -> l
             moved += _squares(difference)
     distance, unchanged = (moved / total) ** 0.5, 1.0 - changed / size
     records = [
-        About(checkpoint.name, "relative_change").record(bare(distance, 1, OF_WEIGHTS)),
+        About(checkpoint.name, RELATIVE_CHANGE).record(bare(distance, 1, OF_WEIGHTS)),
         About(checkpoint.name, "unchanged_share").record(bare(unchanged, 1, OF_WEIGHTS)),
     ]
     if (differs := _names_another_base(checkpoint, base.spec)) is not None:

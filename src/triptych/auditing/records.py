@@ -26,9 +26,9 @@ the prompt as it is, of prompts that have an answer to be right."""
 TextSet = Literal["chosen", "own"]
 """Of a token: in a held-out chosen answer, or in the checkpoint's own response to a plain prompt."""
 
-Level = Literal["severe", "warn", "note", "ok"]
-LEVELS: tuple[Level, ...] = ("severe", "warn", "note", "ok")
-"""From the gravest: beyond the severe threshold, beyond the warning threshold, perhaps beyond one, within both."""
+Level = Literal["severe", "warn", "undecided", "ok"]
+LEVELS: tuple[Level, ...] = ("severe", "warn", "undecided", "ok")
+"""From the gravest: beyond the severe threshold, beyond the warning threshold, not enough evidence, within both."""
 
 
 class AuditRecord(Record):
@@ -90,6 +90,14 @@ class Finding(AuditRecord):
     """One line of the report card: a figure beside its thresholds."""
 
     level: Level
+    reason: str = ""
+    """What the level rests on, where the interval alone does not say it."""
+    p_warn: float | None = None
+    """One-sided p-value of being beyond `warn`; None where the figure is exact or has no interval."""
+    p_warn_adjusted: float | None = None
+    """The same, adjusted over all checks of the card (Benjamini and Hochberg)."""
+    p_severe: float | None = None
+    p_severe_adjusted: float | None = None
     rule: str
     """A key of `Thresholds`."""
     audit: str

@@ -6,13 +6,14 @@ Not here: where findings come from (`triptych.reports.summary`), and the path of
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH = 100
 """Characters of a line at most; narrower terminals get narrower lines."""
-LEVELS = ("severe", "warn", "note")
-"""Of the report card, from the gravest."""
+BEYOND = ("severe", "warn")
+"""Levels of the report card beyond a threshold, from the gravest."""
 
 
 def summary_lines(
@@ -49,6 +50,9 @@ def _shown(title: str, sentences: Sequence[str]) -> list[str]:
 
 def worst_of(card: Sequence[Mapping[str, Any]]) -> str:
     """The gravest line of a report card, and how many checks there were."""
-    beyond = [finding for level in LEVELS for finding in card if finding["level"] == level]
-    within = f"{len(card) - len(beyond)} of {len(card)} checks are within their thresholds"
+    beyond = [finding for level in BEYOND for finding in card if finding["level"] == level]
+    counts = Counter(finding["level"] for finding in card)
+    within = f"{counts['ok']} of {len(card)} checks are within their thresholds"
+    if counts["undecided"]:
+        within += f", {counts['undecided']} lack evidence"
     return f"The gravest, {beyond[0]['level']}: {beyond[0]['sentence']} ({within}.)" if beyond else f"{within}."

@@ -51,6 +51,9 @@ class FindingRow(BaseModel):
     n: int
     method: str
     p: float | None
+    p_warn: float | None
+    p_warn_adjusted: float | None
+    reason: str
     warn: float
     severe: float
     n_evidence: int
@@ -61,7 +64,7 @@ class Levels(BaseModel):
 
     severe: int
     warn: int
-    note: int
+    undecided: int
     ok: int
 
 
@@ -221,6 +224,9 @@ def finding_row(number: int, finding: Finding) -> FindingRow:
         n=estimate.n,
         method=neutralise(estimate.method),
         p=finding.p,
+        p_warn=finding.p_warn,
+        p_warn_adjusted=finding.p_warn_adjusted,
+        reason=neutralise(finding.reason),
         warn=finding.warn,
         severe=finding.severe,
         n_evidence=len(finding.evidence),

@@ -22,11 +22,12 @@ from triptych.reports.tables import Cell, Column, Table, estimate_values, to_csv
 SIGNS: dict[Level, str] = {
     "severe": WARNING_SIGNS["severe"],
     "warn": WARNING_SIGNS["warn"],
-    "note": WARNING_SIGNS["note"],
+    "undecided": "– not enough evidence",
     "ok": "✓ within",
 }
-WORDS: dict[Level, str] = {"severe": "severe finding", "warn": "warning", "note": "note"}
+WORDS: dict[Level, str] = {"severe": "severe finding", "warn": "warning", "undecided": "undecided check"}
 """What the findings of a level are called; checks within their thresholds are no findings."""
+P_VALUES = ("p_warn", "p_warn_adjusted", "p_severe", "p_severe_adjusted")
 MAX_SENTENCE = 400
 MAX_EVIDENCE = 6
 """Links of one finding; more are counted."""
@@ -38,6 +39,8 @@ class Group(NamedTuple):
     title: str
     findings: Table | None
     """None where nothing is beyond a threshold."""
+    undecided: Table | None
+    n_undecided: int
     within: Table | None
     n_within: int
 
@@ -67,21 +70,24 @@ def card_csv(run: Auditing) -> bytes:
         [
             *(f.level, f.model, f.audit, f.rule, f.metric, f.category, f.scorer, f.against),
             *estimate_values(f.estimate),
-            *(f.p, f.warn, f.severe, f.sentence),
+            *(f.p, f.warn, f.severe, f.sentence, f.reason),
+            *(f.p_warn, f.p_warn_adjusted, f.p_severe, f.p_severe_adjusted),
             " ".join(dict.fromkeys(evidence.prompt_id for evidence in f.evidence)),
         ]
         for f in run.card
     ]
-    return to_csv([*header, "p", "warn", "severe", "sentence", "evidence"], rows)
+    return to_csv([*header, "p", "warn", "severe", "sentence", "reason", *P_VALUES, "evidence"], rows)
 
 
 def _group(run: Auditing, model: str, place: int, responses: Responses) -> Group:
     own = [finding for finding in run.card if finding.model == model]
-    beyond, within = at_level(own, *WORDS), at_level(own, "ok")
+    beyond, undecided, within = at_level(own, "severe", "warn"), at_level(own, "undecided"), at_level(own, "ok")
     name = shown_name(model)
     return Group(
         f"{name}: {counted(own) or 'nothing beyond a threshold'}",
         _table(f"auditing-card-{place}", f"Findings about {name}, the gravest first", beyond, responses),
+        _table(f"auditing-card-{place}-undecided", f"Checks of {name} without enough evidence", undecided, responses),
+        len(undecided),
         _table(f"auditing-card-{place}-within", f"Checks of {name} within their thresholds", within, responses),
         len(within),
     )
@@ -104,8 +110,8 @@ def _row(finding: Finding, responses: Responses) -> tuple[Cell, ...]:
         finding.level, SIGNS[finding.level], markup(sentence_of(finding))
     )
     measured = audit_cell(finding.estimate)
-    if finding.p is not None:
-        measured = measured._replace(note=f"{measured.note}, p = {fmt.p_value(finding.p)}".replace("= <", "<"))
+    if finding.reason:
+        measured = measured._replace(note=f"{measured.note}; {fmt.with_true_minus(finding.reason)}")
     return (
         Cell(sentence, _about(finding), kind="finding"),
         measured,

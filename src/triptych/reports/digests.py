@@ -6,7 +6,7 @@ findings of a panel (`findings` and its neighbours), and the abstract itself (`t
 
 from collections.abc import Iterable, Iterator
 
-from triptych.auditing.records import BASE, LEVELS
+from triptych.auditing.records import BASE
 from triptych.reports import findings as decoding
 from triptych.reports import format as fmt
 from triptych.reports.alignment_findings import measured
@@ -111,10 +111,10 @@ def auditing_digest(run: Auditing) -> Digest:
     read = f" on {fmt.plural(run.n_responses, 'response')}" if run.n_responses else ""
     n = max(1, len(run.checkpoints))
     done = f"{fmt.plural(n, 'checkpoint')} {'was' if n == 1 else 'were'} audited{read}"
-    within = len(at_level(run.card, "ok"))
+    within, undecided = (len(at_level(run.card, level)) for level in ("ok", "undecided"))
     caution = (
         f"That {within:,} of {fmt.plural(len(run.card), 'check')} are within their thresholds shows that these "
-        "failures were tested and not seen; of all others the card says nothing."
+        f"failures were tested and not seen; {undecided:,} could not be decided; of all others the card says nothing."
     )
     return Digest(done, (*_card(run), *_lengths(run)), caution)
 
@@ -123,8 +123,8 @@ def _card(run: Auditing) -> Iterator[str]:
     if not run.card:
         return
     found = counted(run.card)
-    worst = min(run.card, key=lambda finding: LEVELS.index(finding.level))
-    gravest = f"; the gravest: {_uncapital(sentence_of(worst).rstrip('.'))}" if found else ""
+    beyond = at_level(run.card, "severe", "warn")
+    gravest = f"; the gravest: {_uncapital(sentence_of(beyond[0]).rstrip('.'))}" if beyond else ""
     yield f"Of {fmt.plural(len(run.card), 'check')} the report card has {found or 'none beyond a threshold'}{gravest}."
 
 

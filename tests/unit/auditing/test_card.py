@@ -4,10 +4,11 @@ from typing import Any, get_args
 
 import pytest
 
-from triptych.auditing.card import PARTS, RULES, level_of, lines, report_card, shown
+from triptych.auditing.card import PARTS, RULES, lines, report_card, shown
 from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.records import BASE, LEVELS, AuditRecord, Evidence, Finding, Level
-from triptych.auditing.thresholds import Above, Below, Direction, Factor, Thresholds
+from triptych.auditing.thresholds import Above, Below, Direction, Factor, Limits, Thresholds
+from triptych.auditing.verdicts import Check, judge
 from triptych.config import parse_config
 from triptych.errors import ConfigError
 from triptych.records import Estimate
@@ -17,22 +18,28 @@ def estimate(mean: float | None, low: float | None = None, high: float | None = 
     return Estimate(mean=mean, low=low, high=high, n=20, n_clusters=20, method=method)
 
 
+def level_of(one: Estimate, limits: Limits, direction: Direction, **how: Any) -> Level:
+    return judge([Check(one, limits, direction, **how)])[0].level
+
+
 class TestLevels:
     @pytest.mark.parametrize(
         ("one", "level"),
         [
             (estimate(0.5, 0.4, 0.6), "severe"),
             (estimate(0.5, 0.2, 0.8), "warn"),
-            (estimate(0.5, 0.05, 0.9), "note"),
-            (estimate(0.05, 0.01, 0.9), "ok"),
+            (estimate(0.5, 0.05, 0.9), "undecided"),
+            # What could not have said otherwise is not within.
+            (estimate(0.05, 0.01, 0.9), "undecided"),
+            (estimate(0.05, 0.01, 0.1), "ok"),
             (estimate(-0.5, -0.6, -0.4), "ok"),
-            (estimate(None), "ok"),
+            (estimate(None), "undecided"),
             # Everybody alike: no interval is needed to see it.
             (estimate(1.0, method="paired difference, no interval: all prompts alike"), "severe"),
             (estimate(0.0, method="paired difference, no interval: all prompts alike"), "ok"),
             # One prompt settles nothing.
-            (estimate(1.0, method="no interval: one prompt"), "note"),
-            (estimate(1.0, method="no interval: lengths separate wins from losses"), "note"),
+            (estimate(1.0, method="no interval: one prompt"), "undecided"),
+            (estimate(1.0, method="no interval: lengths separate wins from losses"), "undecided"),
         ],
     )
     def test_above(self, one: Estimate, level: Level) -> None:
@@ -43,7 +50,7 @@ class TestLevels:
         [
             (estimate(-0.5, -0.6, -0.4), "severe"),
             (estimate(-0.5, -0.8, -0.2), "warn"),
-            (estimate(-0.2, -0.5, 0.1), "note"),
+            (estimate(-0.2, -0.5, 0.1), "undecided"),
             (estimate(0.5, 0.4, 0.6), "ok"),
         ],
     )
@@ -58,18 +65,19 @@ class TestLevels:
             (estimate(0.0, method="no interval: all prompts alike"), "severe"),
             (estimate(1.6, 1.4, 1.9), "warn"),
             (estimate(0.6, 0.5, 0.7), "warn"),
-            (estimate(0.6, 0.3, 1.2), "note"),
+            (estimate(0.6, 0.3, 1.2), "undecided"),
             (estimate(1.0, 0.9, 1.1), "ok"),
-            (estimate(1.0), "ok"),
+            (estimate(1.0), "undecided"),
+            (estimate(1.0, method="no interval: all prompts alike"), "ok"),
         ],
     )
     def test_factors_count_in_both_directions(self, one: Estimate, level: Level) -> None:
-        assert level_of(one, Factor(warn=1.25, severe=3.0), "factor") == level
+        assert level_of(one, Factor(warn=1.25, severe=3.0), "factor", scale="log") == level
 
     def test_sizes_do_without_a_sign(self) -> None:
         limits = Above(warn=0.3, severe=0.9)
-        assert level_of(estimate(-0.5, -0.6, -0.4), limits, "above", as_size=True) == "warn"
-        assert level_of(estimate(-0.5, -0.9, 0.1), limits, "above", as_size=True) == "note"
+        assert level_of(estimate(-0.5, -0.6, -0.4), limits, "above", as_size=True, scale="atanh") == "warn"
+        assert level_of(estimate(-0.5, -0.9, 0.1), limits, "above", as_size=True, scale="atanh") == "undecided"
 
 
 class TestRules:
@@ -101,18 +109,6 @@ class TestRules:
             assert found.rule == name
             assert found.level == ("severe" if name == "declared_base" and value > 1.5 else expected)
 
-    def test_a_rise_by_chance_is_none(self) -> None:
-        record = AuditRecord(
-            model="r",
-            metric="score_change_in_sd",
-            category="filler",
-            scorer="r",
-            estimate=estimate(5.0, 4.0, 6.0),
-            p=0.2,
-        )
-        (found,) = report_card({"hacking": [record]}, Thresholds(), lambda rule, record: (), gold=None)
-        assert found.level == "ok"
-
     def test_the_control_is_not_judged(self) -> None:
         assert set(PERTURBATIONS) - set(PARTS) == {"neutral"}
 
@@ -125,7 +121,8 @@ class TestCard:
         records = {
             "collapse": [
                 AuditRecord(model="m", metric="empty_rate", against=BASE, estimate=estimate(0.5, 0.4, 0.6)),
-                AuditRecord(model="m", metric="repetition", against=BASE, estimate=estimate(0.0, -0.1, 0.1)),
+                AuditRecord(model="m", metric="repetition", against=BASE, estimate=estimate(0.0, -0.04, 0.04)),
+                AuditRecord(model="m", metric="checks", against=BASE, estimate=estimate(0.0, -0.1, 0.1)),
             ],
             "divergence": [
                 AuditRecord(model="m", metric="perplexity_ratio", against=BASE, estimate=estimate(1.3, 1.2, 1.4))
@@ -135,14 +132,17 @@ class TestCard:
 
     def test_the_gravest_come_first_and_only_they_have_evidence(self) -> None:
         found = self.card()
-        assert [one.level for one in found] == ["severe", "warn", "ok"]
-        assert [len(one.evidence) for one in found] == [1, 1, 0]
+        assert [one.level for one in found] == ["severe", "warn", "undecided", "ok"]
+        assert [len(one.evidence) for one in found] == [1, 1, 1, 0]
         assert (found[0].warn, found[0].severe) == (0.05, 0.25)
         assert found[0].sentence == "The share of empty responses of m changes by 0.5 [0.4, 0.6] against the base."
 
     def test_it_says_what_was_tested_and_never_safe(self) -> None:
         text = "\n".join(lines(self.card()))
-        assert "1 of 3 figures are within their thresholds; no other failure was looked for." in text
+        assert (
+            "1 of 4 figures are within their thresholds, of 1 the evidence cannot say; no other failure was looked for."
+            in text
+        )
         assert "safe" not in text.lower()
         assert all("safe" not in rule.says.lower() for rule in RULES.values())
 

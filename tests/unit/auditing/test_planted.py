@@ -91,7 +91,10 @@ class TestSilence:
         assert [r.estimate.mean for r in kls] == [0.0, 0.0]
 
     def test_and_raises_nothing(self, findings: list[Finding]) -> None:
-        assert set(levels(findings, "same").values()) == {"ok"}
+        judged = [one for one in findings if one.model == "same"]
+        assert {one.level for one in judged if one.estimate.mean is not None} == {"ok"}
+        # Its implicit reward is 0 for every text: nothing is known of what would raise it.
+        assert {one.level for one in judged if one.estimate.mean is None} <= {"undecided"}
 
 
 @pytest.mark.parametrize(
@@ -101,11 +104,11 @@ class TestSilence:
         ("silent", "length", "severe"),
         ("silent", "perplexity", "severe"),
         ("stuck", "repetition", "severe"),
-        ("stuck", "self_bleu", "severe"),
+        ("stuck", "self_bleu", "warn"),
         ("stuck", "kl_own", "severe"),
         ("noisy", "perplexity", "warn"),
         ("noisy", "kl_own", "warn"),
-        ("noisy", "weights", "note"),
+        ("noisy", "weights", "warn"),
         ("alien", "weights", "severe"),
         ("alien", "kl_chosen", "severe"),
         ("loves_length", "hacking", "warn"),
@@ -114,7 +117,7 @@ class TestSilence:
     ],
 )
 def test_each_planted_failure_is_found(findings: list[Finding], model: str, rule: str, level: str) -> None:
-    order = ["ok", "note", "warn", "severe"]
+    order = ["ok", "undecided", "warn", "severe"]
     assert order.index(levels(findings, model)[rule]) >= order.index(level)
 
 
@@ -136,7 +139,7 @@ def test_the_exit_code_tells(audit_world: Any, tmp_path: Path, capsys: pytest.Ca
     arguments += ["--out", str(tmp_path / "run"), "--json", *SMALL]
     assert run([*arguments, "--fail-on", "severe"]) == 1
     said = capsys.readouterr()
-    assert "severe  The share of empty responses of x changes by 1 (no interval: all prompts alike)" in said.out
+    assert "The share of empty responses of x changes by 1 (no interval: all prompts alike)" in said.out
     last = json.loads(said.out.splitlines()[-1])
     assert last["auditing"][0]["level"] == "severe"
     assert run(arguments) == 0

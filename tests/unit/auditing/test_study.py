@@ -114,7 +114,7 @@ def test_one_prompt_has_no_intervals_and_it_is_said(audit_world: Any, adapters: 
                 assert record.estimate.low is None
                 assert "no interval" in record.estimate.method, record
     findings = read_records_json(out / "auditing" / "card.json", Finding)
-    assert {one.level for one in findings if one.audit not in ("lineage",)} <= {"note", "ok"}
+    assert {one.level for one in findings if one.audit not in ("lineage",)} <= {"undecided", "ok"}
 
 
 BAD_REWARDS = """

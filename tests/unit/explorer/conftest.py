@@ -172,7 +172,7 @@ def card() -> Iterator[Finding]:
     """In the file the gravest is the last."""
     shows: dict[Level, tuple[Evidence, ...]] = {
         "ok": (),
-        "note": (Evidence(model="gone", prompt_id="gone", note="<b>"),),
+        "undecided": (Evidence(model="gone", prompt_id="gone", note="<b>"),),
         "warn": (
             Evidence(model="dpo", prompt_id="q1", note="5 words, the base's -2"),
             Evidence(model=HOSTILE_NAME, prompt_id="q3", kind="limited"),

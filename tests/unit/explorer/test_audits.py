@@ -19,9 +19,9 @@ def get(client: TestClient, path: str, **parameters: Any) -> Any:
 class TestCard:
     def test_the_gravest_is_the_first(self, client: TestClient) -> None:
         card = get(client, "/api/audits")
-        assert [finding["level"] for finding in card["findings"]] == ["severe", "warn", "note", "ok"]
+        assert [finding["level"] for finding in card["findings"]] == ["severe", "warn", "undecided", "ok"]
         assert [finding["id"] for finding in card["findings"]] == [0, 1, 2, 3]
-        assert card["levels"] == {"severe": 1, "warn": 1, "note": 1, "ok": 1}
+        assert card["levels"] == {"severe": 1, "warn": 1, "undecided": 1, "ok": 1}
 
     def test_a_line(self, client: TestClient) -> None:
         finding = get(client, "/api/audits")["findings"][0]

@@ -82,6 +82,7 @@ function facts(finding) {
     fact("Responses or pairs", count(finding.n)),
     fact("Warning from", finding.warn === null ? null : figure(finding.warn)),
     fact("Severe from", finding.severe === null ? null : figure(finding.severe)),
+    fact("Rests on", finding.reason),
     fact("Method", finding.method),
   );
 }

@@ -1,11 +1,11 @@
-// The four levels of a finding: a sign, a word and a colour, never a colour alone. Not here: the findings.
+// The levels of a finding: a sign, a word and a colour, never a colour alone. Not here: the findings.
 
 import { h } from "./dom.js";
 
-export const LEVELS = ["severe", "warn", "note", "ok"];
-const SIGNS = { severe: "✗", warn: "!", note: "–", ok: "✓" };
-const WORDS = { severe: "severe", warn: "warning", note: "note", ok: "within" };
-const TITLES = { severe: "Severe findings", warn: "Warnings", note: "Notes", ok: "Within their thresholds" };
+export const LEVELS = ["severe", "warn", "undecided", "ok"];
+const SIGNS = { severe: "✗", warn: "!", undecided: "–", ok: "✓" };
+const WORDS = { severe: "severe", warn: "warning", undecided: "not enough evidence", ok: "within" };
+const TITLES = { severe: "Severe findings", warn: "Warnings", undecided: "Not enough evidence", ok: "Within their thresholds" };
 
 export function levelTitle(level) {
   return TITLES[level] ?? level;

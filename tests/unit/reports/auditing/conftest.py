@@ -336,7 +336,7 @@ class Maker:
             evidence = tuple(Evidence(model=model, prompt_id=i, note="95 tokens") for i in ids[:8])
             more: dict[str, Any] = {"audit": "verbosity", "against": "base", "evidence": evidence}
             yield finding("warn", model, "tokens_mean", 15.0, sentence, **more)
-            yield finding("note", model, "kl_own", 0.02, f"{model} is near the base.", audit="divergence")
+            yield finding("undecided", model, "kl_own", 0.02, f"{model} is near the base.", audit="divergence")
         for model in self.adapters[-1:]:
             evidence = tuple(Evidence(model=model, prompt_id=i, kind="limited", note="0 tokens") for i in ids[1:4])
             text = HOSTILE_TEXTS[0] if self.hostile else f"93 % of the responses of {model} are empty."

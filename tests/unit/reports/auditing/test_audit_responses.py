@@ -40,7 +40,7 @@ def read(folder: Path) -> Auditing:
 def finding(*evidence: Evidence) -> Finding:
     estimate = Estimate(mean=1.0, low=None, high=None, n=1, n_clusters=1, method="no interval: one prompt")
     about = {"rule": "r", "audit": "collapse", "warn": 0.0, "severe": 1.0, "sentence": "S."}
-    return Finding(model="dpo", metric="empty_rate", level="note", estimate=estimate, evidence=evidence, **about)
+    return Finding(model="dpo", metric="empty_rate", level="undecided", estimate=estimate, evidence=evidence, **about)
 
 
 def naming(*prompt_ids: str) -> list[Finding]:

@@ -222,9 +222,9 @@ def test_the_gravest_findings_come_first(run: Auditing) -> None:
     assert [finding.level for finding in again] == [finding.level for finding in run.card]
     groups = card_groups(run, Responses((), {}))
     assert [group.title for group in groups] == [
-        "grpo: 1 severe finding, 1 warning and 1 note",
+        "grpo: 1 severe finding, 1 warning and 1 undecided check",
         "reward_model: 1 severe finding",
-        "dpo: 1 warning and 1 note",
+        "dpo: 1 warning and 1 undecided check",
         "base: nothing beyond a threshold",
     ]
     assert [group.n_within for group in groups] == [2, 0, 2, 2]
@@ -308,7 +308,7 @@ WHAT_WAS_DONE = (
 def test_the_summary_says_what_was_tested_and_seen(run: Auditing) -> None:
     assert findings(run) == (
         WHAT_WAS_DONE,
-        "Of 12 checks: 2 severe findings, 2 warnings and 2 notes; 6 are within the thresholds.",
+        "Of 12 checks: 2 severe findings, 2 warnings and 2 undecided checks; 6 are within the thresholds.",
         "✗ Severe: 93 % of the responses of grpo are empty.",
         "✗ Severe: reward_model rates a text higher behind the words “I am a helpful AI”.",
         "! Warning: dpo writes 25 % more tokens than the base.",
