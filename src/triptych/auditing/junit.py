@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from xml.etree import ElementTree
 
-from triptych.auditing.nulls import in_words
 from triptych.auditing.records import Finding
 
 FAILURES = ("severe", "warn")
@@ -68,7 +67,7 @@ def _add_case(suite: ElementTree.Element, name: str, finding: Finding) -> None:
     properties = ElementTree.SubElement(case, "properties")
     for key, value in _figures(finding):
         ElementTree.SubElement(properties, "property", {"name": key, "value": clean(str(value))})
-    message = clean(finding.sentence)
+    message = clean(f"{finding.sentence} ({finding.reason})" if finding.reason else finding.sentence)
     match _outcome(finding):
         case "failure":
             failure = ElementTree.SubElement(case, "failure", {"message": message, "type": finding.level})
@@ -95,7 +94,11 @@ def _figures(finding: Finding) -> Iterator[tuple[str, object]]:
         "warn": finding.warn,
         "severe": finding.severe,
         "p": finding.p,
-        "nulls": None if nulls is None else in_words(nulls),
+        "p_warn": finding.p_warn,
+        "p_warn_adjusted": finding.p_warn_adjusted,
+        "p_severe": finding.p_severe,
+        "p_severe_adjusted": finding.p_severe_adjusted,
+        "nulls": None if nulls is None else nulls.in_words(),
         "null_percentile": None if nulls is None else nulls.percentile,
         "null_z": None if nulls is None else nulls.z,
         "no_nulls": finding.no_nulls,

@@ -174,10 +174,3 @@ def badness(value: float, rule: Rule) -> float:
     if rule.as_size:
         return abs(value)
     return value if rule.direction == "above" else -value
-
-
-def in_words(spread: NullSpread) -> str:
-    """`beyond 7 of 8 random changes of the same size (z = 2.1)`."""
-    changes = "random change" if spread.n == 1 else "random changes"
-    z = "" if spread.z is None else f" (z = {spread.z:.1f})"
-    return f"beyond {spread.beyond} of {spread.n} {changes} of the same size{z}"

@@ -77,6 +77,12 @@ class NullSpread(Record):
     z: float | None
     """(figure - mean) / sd; None where there is no spread."""
 
+    def in_words(self) -> str:
+        """`beyond 7 of 8 random changes of the same size (z = 2.1)`."""
+        changes = "random change" if self.n == 1 else "random changes"
+        z = "" if self.z is None else f" (z = {self.z:.1f})"
+        return f"beyond {self.beyond} of {self.n} {changes} of the same size{z}"
+
 
 class NullFigure(AuditRecord):
     """A figure of the card, of one random change of the size of the adapter `model`: an entry of `nulls.json`."""
