@@ -88,7 +88,9 @@ class AuditingConfig(Config):
     @field_validator("sweep", mode="before")
     @classmethod
     def _standard(cls, sweep: object) -> object:
-        return (SWEEP if sweep else ()) if isinstance(sweep, bool) else sweep
+        if isinstance(sweep, bool):
+            return SWEEP if sweep else ()
+        return tuple(sweep) if isinstance(sweep, list) else sweep
 
     @field_validator("sweep")
     @classmethod

@@ -321,7 +321,7 @@ def _measure(audit: Audit) -> None:
     )
     perturbed = read_rows(path / PERTURBED, PerturbedText)
     prompts = _prompts_of(audit, rows.responses)
-    audits = _figures(audit, rows, perturbed, prompts)
+    audits = figures(config, rows, perturbed, prompts, audit.seed)
     for name, records in audits.items():
         write_records_json(path / FOLDER / f"{name}.json", records)
     audits["lineage"] = read_records_json(path / LINEAGE, AuditRecord)
@@ -329,9 +329,9 @@ def _measure(audit: Audit) -> None:
     card = report_card(audits, config.thresholds, exhibits.show, gold=_gold(config))
     apart, adapters = read_variants(path), audit.checkpoints()[1:]
     if NULLS in apart:
-        figures = _null_figures(audit, adapters, rows.only(BASE), apart[NULLS], perturbed, prompts)
-        write_records_json(path / f"{NULLS}.json", figures)
-        card = beside_nulls(card, figures, {one.name: why_no_lora(one) for one in adapters})
+        of_nulls = _null_figures(audit, adapters, rows.only(BASE), apart[NULLS], perturbed, prompts)
+        write_records_json(path / f"{NULLS}.json", of_nulls)
+        card = beside_nulls(card, of_nulls, {one.name: why_no_lora(one) for one in adapters})
     if SWEEP in apart:
         swept = rows.beside(apart[SWEEP])
         loras = [one.name for one in adapters if why_no_lora(one) is None]
@@ -355,16 +355,16 @@ def _rewards(config: AuditingConfig) -> list[str]:
     return [*map(reward_name, config.scorers), *([gold] if gold is not None else [])]
 
 
-def _figures(
-    audit: Audit, rows: Rows, perturbed: Sequence[PerturbedText], prompts: Mapping[str, Prompt]
+def figures(
+    config: AuditingConfig, rows: Rows, perturbed: Sequence[PerturbedText], prompts: Mapping[str, Prompt], seed: int
 ) -> dict[str, list[AuditRecord]]:
-    """The records of all audits of some checkpoints, the base among them."""
+    """The records of all audits of some models, the base among them, by the stem of their file; lineage is no part."""
     responses, tokens, scores = rows
-    rewards, names, seed = _rewards(audit.config), list(dict.fromkeys(one.model for one in responses)), audit.seed
+    rewards, names = _rewards(config), list(dict.fromkeys(one.model for one in responses))
     moved = divergence(tokens, seed=seed)
     return {
         "divergence": moved,
-        "verbosity": verbosity(responses, limit=audit.config.length_limit, seed=seed),
+        "verbosity": verbosity(responses, limit=config.length_limit, seed=seed),
         "collapse": collapse(responses, prompts, seed=seed),
         "hacking": hacking(scores, perturbed, responses, scorers=scorers_of(rewards, names), seed=seed),
         "comparison": comparison(scores, responses, moved, scorers=rewards, seed=seed),
@@ -380,12 +380,12 @@ def _null_figures(
     prompts: Mapping[str, Prompt],
 ) -> list[NullFigure]:
     """The figures of the card of every null adapter, by the same audits against the same base."""
-    figures: list[NullFigure] = []
+    found: list[NullFigure] = []
     for null in null_checkpoints(adapters, audit.config.nulls, seed=audit.seed):
-        audits = _figures(audit, base.beside(nulls.only(null.name)), perturbed, prompts)
+        audits = figures(audit.config, base.beside(nulls.only(null.name)), perturbed, prompts, audit.seed)
         card = report_card(audits, audit.config.thresholds, lambda rule, record: (), gold=_gold(audit.config))
-        figures += null_figures(null.name, card)
-    return figures
+        found += null_figures(null.name, card)
+    return found
 
 
 STAGES: dict[str, Callable[[Audit], None]] = {

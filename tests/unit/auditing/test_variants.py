@@ -139,7 +139,7 @@ class TestSweep:
     def test_scaling_by_0_is_the_base_and_by_1_the_adapter(self, audit_world: Any, dtype: str) -> None:
         """To the bit, by the machinery that the other factors use."""
         place = audit_world.adapter("variants-scaled", audit_world.encoded("no"))
-        prompts = [Prompt(id=f"p{i}", instruction=q) for i, q in enumerate(audit_world.questions[:3])]
+        prompts = [Prompt(id=f"p{i}", instruction=q, prompt=q) for i, q in enumerate(audit_world.questions[:3])]
 
         def behaviour(adapter: str | None, factor: float | None) -> tuple[list[Any], torch.Tensor]:
             lm = load_language_model(audit_world.model, dtype=dtype, device="cpu", adapter=adapter)
@@ -190,7 +190,7 @@ class TestBadInput:
             (("--nulls", "-1"), "nulls is -1 but must be >= 0"),
             (("--nulls", "3"), "nulls needs a LoRA among the audited adapters (no adapter is audited)"),
             (("--sweep",), "sweep needs a LoRA among the audited adapters"),
-            (("--set", "sweep=[.nan]"), "λ = nan cannot scale an adapter"),
+            (("--set", "sweep=[0.5, -1.0]"), "λ = -1 cannot scale an adapter"),
             (("--junit", "nowhere/card.xml"), "there is no folder nowhere"),
             (("--junit", "."), "--junit . is a folder"),
         ],
