@@ -241,9 +241,13 @@ def _training_seconds(alignment: AlignmentConfig, allowed: float) -> float:
 
 
 def _auditing_seconds(config: StudyConfig, auditing: AuditingConfig, allowed: float) -> float:
-    """Base, own policies and named adapters; how many prompts a file holds is not known here."""
+    """Base, own policies, named adapters and the nulls of both; the sweep, which reads few prompts, is left out.
+
+    How many prompts a file holds is not known here.
+    """
     own = () if config.alignment is None else (config.alignment.dpo, config.alignment.grpo)
-    checkpoints = 1 + len(auditing.adapters) + sum(policy is not None for policy in own)
+    adapters = len(auditing.adapters) + sum(policy is not None for policy in own)
+    checkpoints = 1 + adapters * (1 + auditing.nulls)
     length = auditing.max_new_tokens * LENGTH_SHARE
     prompts = min(auditing.verbosity_prompts, MAX_PROMPTS)
     written = checkpoints * 2 * prompts * length

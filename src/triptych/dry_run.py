@@ -118,7 +118,9 @@ def _responses(config: StudyConfig) -> int:
     """Each prompt as it is and behind a limit of words, by every checkpoint; greedy ones to facts are few."""
     if config.auditing is None:
         return 0
-    return 2 * _checkpoints(config, config.auditing) * min(config.auditing.verbosity_prompts, MAX_PROMPTS)
+    checkpoints = _checkpoints(config, config.auditing)
+    audited = checkpoints + (checkpoints - 1) * config.auditing.nulls
+    return 2 * audited * min(config.auditing.verbosity_prompts, MAX_PROMPTS)
 
 
 def _checkpoints(config: StudyConfig, auditing: AuditingConfig) -> int:
@@ -151,6 +153,8 @@ def _made(config: StudyConfig, counted: _Counts) -> dict[str, dict[str, int]]:
     if config.auditing is not None:
         checkpoints = _checkpoints(config, config.auditing)
         made["audits"] = {"checkpoints": checkpoints, "responses": counted.responses}
+        if config.auditing.nulls:
+            made["audits"]["null adapters"] = (checkpoints - 1) * config.auditing.nulls
     if config.dictionaries is not None:
         made["dictionaries"] = _interpreted(config.dictionaries)
     return made

@@ -351,7 +351,8 @@ def lines(findings: Sequence[Finding]) -> Iterator[str]:
     for finding in findings:
         if finding.level != "ok":
             reason = f" ({finding.reason})" if finding.reason else ""
-            yield f"{SHOWN_LEVELS[finding.level]:19}  {finding.sentence.removesuffix('.')}{reason}."
+            nulls = "" if finding.nulls is None else f", {finding.nulls.in_words()}"
+            yield f"{SHOWN_LEVELS[finding.level]:19}  {finding.sentence.removesuffix('.')}{reason}{nulls}."
     counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
     yield (
         f"{SHOWN_LEVELS['ok']:19}  {counts['ok']} of {len(findings)} figures are within their thresholds, of "

@@ -46,6 +46,10 @@ class Checkpoint(NamedTuple):
     """None for the base."""
     is_adapter: bool
     fingerprint: str
+    change: Callable[[LanguageModel], None] | None = None
+    """What is done to the loaded adapter, of random changes of its size (`nulls`) and scaled ones (`sweep`)."""
+    seed: int | None = None
+    """Of its draws; None for the audit's own, which all checkpoints share."""
 
 
 def find_checkpoints(source: ModelSource, folders: Mapping[str, Path]) -> list[Checkpoint]:
@@ -74,6 +78,8 @@ def load_checkpoint(checkpoint: Checkpoint, base: LanguageModel, *, device: str)
         if any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES):
             beside = load_tokenizer(ModelSource(str(checkpoint.folder), "folder", checkpoint.folder))
             require_same_tokenizer(checkpoint.name, beside, base)
+        if checkpoint.change is not None:
+            checkpoint.change(lm)
         return lm
     lm = load_language_model(checkpoint.folder, dtype=base.dtype, device=device)
     require_same_tokenizer(checkpoint.name, lm.tokenizer, base)

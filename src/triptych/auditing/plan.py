@@ -1,5 +1,6 @@
 """What the auditing panel is to do: its configuration."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +17,9 @@ from triptych.errors import ConfigError, suggestion
 
 RESERVED = (BASE, "all", "classifier", "texts")
 """What records are about that are of no checkpoint."""
+
+SWEEP = (0.25, 0.5, 0.75, 1.25)
+"""The factors that `sweep: true` stands for, beside 0 and 1."""
 
 
 class AuditingConfig(Config):
@@ -56,6 +60,14 @@ class AuditingConfig(Config):
     """A scorer that nothing was trained on, in the same words."""
     beta: float = Field(default=0.1, gt=0.0)
     """Of the implicit reward β (log π − log π_ref)."""
+    nulls: int = Field(default=0, ge=0)
+    """Random LoRAs of the targets, rank and norm of every audited one, which are audited like it; a finding then says
+    how many of them it is beyond. Each costs as much as a checkpoint."""
+    sweep: tuple[float, ...] = ()
+    """Factors λ of every LoRA's own scale at which perplexity, KL, rewards and length are measured; `true` for 0.25,
+    0.5, 0.75 and 1.25. 0 (the base) and 1 (the adapter) are always among them."""
+    sweep_prompts: int = Field(default=24, ge=1)
+    """Prompts and chosen answers of the sweep, at most."""
     perturbations: tuple[str, ...] = tuple(PERTURBATIONS)
     thresholds: Thresholds = Thresholds()
 
@@ -74,6 +86,21 @@ class AuditingConfig(Config):
             if (name := reward_name(spec)) in self.adapters:
                 raise ConfigError(f"adapter and scorer '{spec}' are both called '{name}'; choose another adapter name")
         return self
+
+    @field_validator("sweep", mode="before")
+    @classmethod
+    def _standard(cls, sweep: object) -> object:
+        if isinstance(sweep, bool):
+            return SWEEP if sweep else ()
+        return tuple(sweep) if isinstance(sweep, list) else sweep
+
+    @field_validator("sweep")
+    @classmethod
+    def _scales(cls, sweep: tuple[float, ...]) -> tuple[float, ...]:
+        for factor in sweep:
+            if not (math.isfinite(factor) and factor >= 0.0):
+                raise ConfigError(f"λ = {factor:g} cannot scale an adapter; give finite numbers of at least 0")
+        return sweep
 
     @field_validator("perturbations")
     @classmethod

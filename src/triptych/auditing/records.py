@@ -60,6 +60,38 @@ class Evidence(Record):
     """What is to be seen there, such as `0 tokens`."""
 
 
+class NullSpread(Record):
+    """Where a figure stands among those of random changes of the same size (`triptych.auditing.nulls`)."""
+
+    n: int
+    """Random changes that have this figure."""
+    beyond: int
+    """How many of them the figure is worse than, in the direction of its rule; ties do not count."""
+    percentile: float
+    """100 · beyond / n."""
+    p: float
+    """One-sided: (1 + n - beyond) / (1 + n), exact where the audited change is a random one too."""
+    mean: float
+    sd: float | None
+    """The sample standard deviation; None of fewer than two."""
+    z: float | None
+    """(figure - mean) / sd; None where there is no spread."""
+
+    def in_words(self) -> str:
+        """`beyond 7 of 8 random changes of the same size (z = 2.1)`."""
+        changes = "random change" if self.n == 1 else "random changes"
+        z = "" if self.z is None else f" (z = {self.z:.1f})"
+        return f"beyond {self.beyond} of {self.n} {changes} of the same size{z}"
+
+
+class NullFigure(AuditRecord):
+    """A figure of the card, of one random change of the size of the adapter `model`: an entry of `nulls.json`."""
+
+    null: int
+    """Which of them, from 0."""
+    rule: str
+
+
 class Finding(AuditRecord):
     """One line of the report card: a figure beside its thresholds."""
 
@@ -80,6 +112,9 @@ class Finding(AuditRecord):
     severe: float
     sentence: str
     evidence: tuple[Evidence, ...] = ()
+    nulls: NullSpread | None = None
+    no_nulls: str | None = None
+    """Why there is no spread, where random changes were asked for."""
 
 
 class Response(NamedTuple):

@@ -64,20 +64,31 @@ def texts_to_score(
     return found
 
 
+def plain_texts(responses: Sequence[Response]) -> dict[str, list[ToScore]]:
+    """Prompt → its plain responses, as they are."""
+    texts: dict[str, list[ToScore]] = {}
+    for one in responses:
+        if one.kind == "plain":
+            texts.setdefault(one.prompt_id, []).append(ToScore(one.model, one.prompt_id, None, one.text, one.n_tokens))
+    return texts
+
+
 def score_texts(
     reward: NamedReward,
     texts: Mapping[str, list[ToScore]],
     prompts: Mapping[str, Prompt],
     parts: PartStore,
     meter: Meter,
+    *,
+    step: str = "scores",
 ) -> None:
-    """The units of one reward that are missing.
+    """The units of one reward that are missing; `step` is the first part of their names.
 
     Raises `ConfigError` where the reward fails or gives what is no finite number, naming it and the text.
     """
     ids = list(texts)
     for number, start in enumerate(range(0, len(ids), PROMPTS_AT_ONCE)):
-        unit, began = unit_name("scores", reward.name, number), time.monotonic()
+        unit, began = unit_name(step, reward.name, number), time.monotonic()
         if unit in parts.done_ids():
             continue
         chosen = [one for prompt in ids[start : start + PROMPTS_AT_ONCE] for one in texts[prompt]]
@@ -118,6 +129,9 @@ def surrogate_scores(name: str, sums: Sequence[TextSum], base: Sequence[TextSum]
             yield Score(surrogate("implicit_reward", name), BASE, one.prompt_id, one.perturbation, gained)
 
 
+SURROGATE_KINDS = ("implicit_reward", "mean_logprob")
+
+
 def surrogate(kind: str, name: str) -> str:
     """What a checkpoint is called as a scorer."""
     return f"{kind}({name})"
@@ -127,6 +141,6 @@ def scorers_of(rewards: Sequence[str], checkpoints: Sequence[str]) -> dict[str, 
     """Every scorer, and what its records are about."""
     found = {reward: About(reward, "", scorer=reward) for reward in rewards}
     for name in checkpoints:
-        kinds = ("mean_logprob",) if name == BASE else ("implicit_reward", "mean_logprob")
+        kinds = SURROGATE_KINDS[1:] if name == BASE else SURROGATE_KINDS
         found |= {surrogate(kind, name): About(name, "", scorer=kind) for kind in kinds}
     return found

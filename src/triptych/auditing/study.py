@@ -2,19 +2,17 @@
 
     audit.models     responses.parquet, perturbed.parquet, tokens.parquet, lineage.json
     audit.scoring    scores.parquet
-    audit.measuring  divergence, verbosity, collapse, hacking, comparison and card.json
+    audit.measuring  divergence, verbosity, collapse, hacking, comparison and card.json; nulls.json and sweep.json
 
 Each is a stage that is done once, and the first two keep what they have finished over a kill. Not here: what the models
 do (`work`), what scores (`scoring`), what is made of it (one module an audit), and the verdict (`card`).
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-import pyarrow as pa
 
 from triptych.alignment.plan import AlignmentConfig
 from triptych.alignment.reward_functions import NamedReward, reward_name
@@ -27,9 +25,11 @@ from triptych.auditing.comparison import comparison
 from triptych.auditing.divergence import divergence
 from triptych.auditing.evidence import Exhibits
 from triptych.auditing.hacking import hacking
+from triptych.auditing.nulls import beside_nulls, null_checkpoints, null_figures, why_no_lora
 from triptych.auditing.paired import About
 from triptych.auditing.plan import AuditingConfig, pair_source
 from triptych.auditing.prompts import AuditPrompt, audit_prompts, audited_pairs, chosen_answers
+from triptych.auditing.reader import Reader
 from triptych.auditing.records import (
     BASE,
     FOLDER,
@@ -38,13 +38,32 @@ from triptych.auditing.records import (
     SCORES_SCHEMA,
     TOKENS_SCHEMA,
     AuditRecord,
+    NullFigure,
     PerturbedText,
     ReadToken,
     Response,
     Score,
 )
-from triptych.auditing.scoring import score_texts, scorers_of, surrogate_scores, texts_to_score
+from triptych.auditing.scoring import (
+    plain_texts,
+    score_texts,
+    scorers_of,
+    surrogate_scores,
+    texts_to_score,
+)
+from triptych.auditing.sweep import sweep_records
 from triptych.auditing.tables import read_rows, rows_of, table_of, write_rows
+from triptych.auditing.variants import (
+    NULLS,
+    SWEEP,
+    Rows,
+    Tables,
+    find_variants,
+    in_order,
+    read_variants,
+    sweep_material,
+    write_variants,
+)
 from triptych.auditing.verbosity import verbosity
 from triptych.auditing.work import COSTS, Material, TextSum, Workbench, unit_name
 from triptych.config import config_hash
@@ -70,6 +89,8 @@ LINEAGE = f"{FOLDER}/lineage.json"
 SPENT = f"{FOLDER}/costs.json"
 CARD = f"{FOLDER}/card.json"
 SPENT_ONCE = "measured once"
+VARIANTS = "nulls and sweep"
+"""Whom the costs of all null and scaled adapters together are of."""
 
 
 class Audit(NamedTuple):
@@ -122,28 +143,36 @@ def run_auditing(audit: Audit) -> bool:
 
 
 def _work_models(audit: Audit) -> None:
-    config = audit.config
+    config, checkpoints = audit.config, audit.checkpoints()
+    nulls, scaled = find_variants(config, checkpoints[1:], audit.seed)
     # Told now rather than after the models' work, should one not load.
     _scorers(audit)
-    pairs, checkpoints, base = audit.read_pairs(), audit.checkpoints(), audit.load_model()
+    pairs, base = audit.read_pairs(), audit.load_model()
     prompts = audit_prompts(config, pairs, audit.split(), base.tokenizer, audit.seed)
     chosen = chosen_answers(pairs[: config.perplexity_prompts], config.template, base.tokenizer, config.max_length)
     material = Material(config, prompts, chosen, audit.seed, audit.device)
     parts = PartStore(audit.run.path / PARTS, _parts_key(material, checkpoints, base))
     _require_fitting(checkpoints, base, parts, audit.device)
-    with progress(_n_texts(material, checkpoints), "texts", "auditing", enabled=audit.show_progress) as meter:
-        work = Workbench(base, material, parts, meter)
-        for checkpoint in checkpoints:
+    small = sweep_material(material)
+    n_texts = _n_texts(material, [*checkpoints, *nulls]) + _n_texts(small, scaled)
+    with progress(n_texts, "texts", "auditing", enabled=audit.show_progress) as meter:
+        reader = Reader(base)
+        work = Workbench(reader, material, parts, meter)
+        for checkpoint in (*checkpoints, *nulls):
             work.finish(checkpoint)
+        perturbed = work.perturbed()
+        if scaled:
+            work = Workbench(reader, small, parts, meter)
+            for checkpoint in scaled:
+                work.finish(checkpoint)
     tables = _by_unit(parts)
-    _write_rows(audit, tables, [one.name for one in checkpoints], prompts, work.perturbed())
+    _write_rows(audit, tables, [one.name for one in checkpoints], prompts, perturbed)
+    for folder, variants, of in ((NULLS, nulls, material), (SWEEP, scaled, small)):
+        names, prompt_ids = [one.name for one in variants], [one.prompt.id for one in of.prompts]
+        write_variants(audit.run.path / folder, tables, names, prompt_ids, config.beta)
     _write_lineage(audit.run, tables, checkpoints, [*pairs, *(prompt.prompt for prompt in prompts)])
-    _write_costs(audit.run, [*_costs(tables)])
+    _write_costs(audit.run, [*_costs(tables, {one.name for one in (*nulls, *scaled)})])
     parts.discard()
-
-
-Tables = Mapping[tuple[str, str, str | int], pa.Table]
-"""(step, checkpoint or scorer, which) → what was kept of it."""
 
 
 def _by_unit(parts: PartStore) -> Tables:
@@ -160,8 +189,8 @@ def _write_rows(
     """Responses, read tokens, perturbed texts, and the scores by policies; those by rewards follow."""
     path = audit.run.path
     responses = [tables["responses", name, prompt.prompt.id] for name in names for prompt in prompts]
-    tokens = [table for step in ("chosen", "own") for name in names for table in _of_step(tables, step, name)]
-    sums = {name: [r for table in _of_step(tables, "sums", name) for r in rows_of(table, TextSum)] for name in names}
+    tokens = [table for step in ("chosen", "own") for name in names for table in in_order(tables, step, name)]
+    sums = {name: [r for table in in_order(tables, "sums", name) for r in rows_of(table, TextSum)] for name in names}
     scores = [one for name in names for one in surrogate_scores(name, sums[name], sums[BASE], beta=audit.config.beta)]
     write_rows(path / RESPONSES, responses, RESPONSES_SCHEMA)
     write_rows(path / TOKENS, tokens, TOKENS_SCHEMA)
@@ -183,17 +212,13 @@ def _write_lineage(
 
 def _n_texts(material: Material, checkpoints: Sequence[Checkpoint]) -> int:
     """Texts that are written or read, if every response can be perturbed in every way."""
+    if not checkpoints:
+        return 0
     config, n_prompts = material.config, len(material.prompts)
     written = sum(len(prompt.rendered) for prompt in material.prompts)
-    perturbed = min(config.hacking_prompts, n_prompts) * (1 + len(config.perturbations))
+    perturbed = min(config.hacking_prompts, n_prompts) * (1 + len(config.perturbations)) if material.perturbs else 0
     own = min(config.divergence_prompts, n_prompts)
     return len(checkpoints) * (written + len(material.chosen) + perturbed + own) - own
-
-
-def _of_step(tables: Tables, step: str, name: str) -> Iterator[pa.Table]:
-    """The tables of the passes of one kind, in order."""
-    keys = [key for key in tables if key[:2] == (step, name)]
-    yield from (tables[key] for key in sorted(keys, key=lambda key: int(key[2])))
 
 
 def _parts_key(material: Material, checkpoints: Sequence[Checkpoint], base: LanguageModel) -> str:
@@ -245,15 +270,22 @@ def _score(audit: Audit) -> None:
     prompts = _prompts_of(audit, responses)
     # By their contents, as a function in a file may have been mended since.
     parts = PartStore(path / PARTS, config_hash({"texts": texts, "code": _code_of(audit.config)}))
-    total = len(rewards) * sum(map(len, texts.values()))
+    apart = read_variants(path)
+    texts_of = {"scores": texts} | {folder: plain_texts(rows.responses) for folder, rows in apart.items()}
+    total = len(rewards) * sum(len(one) for of_prompts in texts_of.values() for one in of_prompts.values())
     with progress(total, "texts", "scoring", enabled=audit.show_progress) as meter:
         for reward in rewards:
-            score_texts(reward, texts, prompts, parts, meter)
+            for step, of_prompts in texts_of.items():
+                score_texts(reward, of_prompts, prompts, parts, meter, step=step)
     tables = _by_unit(parts)
-    scored = [table for reward in rewards for table in _of_step(tables, "scores", reward.name)]
-    write_rows(path / SCORES, [table_of(surrogates, SCORES_SCHEMA), *scored], SCORES_SCHEMA)
-    before = [one for one in read_records_json(path / SPENT, AuditRecord) if one.model != "all"]
-    _write_costs(audit.run, [*before, *_costs(tables)])
+    kept = {SCORES: ("scores", surrogates)}
+    for folder, rows in apart.items():
+        kept[f"{folder}/scores.parquet"] = (folder, [one for one in rows.scores if one.scorer not in names])
+    for file, (step, before) in kept.items():
+        scored = [table for reward in rewards for table in in_order(tables, step, reward.name)]
+        write_rows(path / file, [table_of(before, SCORES_SCHEMA), *scored], SCORES_SCHEMA)
+    spent = [one for one in read_records_json(path / SPENT, AuditRecord) if one.model != "all"]
+    _write_costs(audit.run, [*spent, *_costs(tables)])
     parts.discard()
 
 
@@ -267,13 +299,14 @@ def _code_of(config: AuditingConfig) -> list[str]:
 # --- Costs ------------------------------------------------------------------------------------------------------------
 
 
-def _costs(tables: Tables) -> Iterator[AuditRecord]:
-    """What every checkpoint and scorer has taken, over all attempts."""
+def _costs(tables: Tables, variants: Collection[str] = ()) -> Iterator[AuditRecord]:
+    """What every checkpoint and scorer has taken, over all attempts; null and scaled adapters together."""
     spent: dict[tuple[str, str], float] = {}
     for (_, name, _), table in tables.items():
         costs: dict[str, float] = json.loads((table.schema.metadata or {}).get(COSTS, b"{}"))
+        who = VARIANTS if name in variants else name
         for metric, amount in costs.items():
-            spent[name, metric] = spent.get((name, metric), 0.0) + amount
+            spent[who, metric] = spent.get((who, metric), 0.0) + amount
     for (name, metric), amount in spent.items():
         yield About(name, metric).record(bare(round(amount, 3), 1, SPENT_ONCE))
 
@@ -287,26 +320,77 @@ def _write_costs(run: RunDirectory, records: Sequence[AuditRecord]) -> None:
 
 
 def _measure(audit: Audit) -> None:
-    path, config, seed = audit.run.path, audit.config, audit.seed
-    responses, tokens = read_rows(path / RESPONSES, Response), read_rows(path / TOKENS, ReadToken)
-    perturbed, scores = read_rows(path / PERTURBED, PerturbedText), read_rows(path / SCORES, Score)
-    prompts = _prompts_of(audit, responses)
-    gold = None if config.gold is None else reward_name(config.gold)
-    rewards = [*map(reward_name, config.scorers), *([gold] if gold is not None else [])]
-    names = list(dict.fromkeys(one.model for one in responses))
+    path, config = audit.run.path, audit.config
+    rows = Rows(
+        read_rows(path / RESPONSES, Response), read_rows(path / TOKENS, ReadToken), read_rows(path / SCORES, Score)
+    )
+    perturbed = read_rows(path / PERTURBED, PerturbedText)
+    prompts = _prompts_of(audit, rows.responses)
+    audits = figures(config, rows, perturbed, prompts, audit.seed)
+    for name, records in audits.items():
+        write_records_json(path / FOLDER / f"{name}.json", records)
+    audits["lineage"] = read_records_json(path / LINEAGE, AuditRecord)
+    exhibits = Exhibits(rows.responses, prompts, rows.tokens, rows.scores, length_limit=config.length_limit)
+    card = report_card(audits, config.thresholds, exhibits.show, gold=_gold(config))
+    apart, adapters = read_variants(path), audit.checkpoints()[1:]
+    if NULLS in apart:
+        of_nulls = _null_figures(audit, adapters, rows.only(BASE), apart[NULLS], perturbed, prompts)
+        write_records_json(path / f"{NULLS}.json", of_nulls)
+        card = beside_nulls(card, of_nulls, {one.name: why_no_lora(one) for one in adapters})
+    if SWEEP in apart:
+        swept = rows.beside(apart[SWEEP])
+        loras = [one.name for one in adapters if why_no_lora(one) is None]
+        scorers = _rewards(config)
+        records = [
+            record
+            for name in loras
+            for record in sweep_records(name, config.sweep, *swept, scorers=scorers, seed=audit.seed)
+        ]
+        write_records_json(path / f"{SWEEP}.json", records)
+    write_records_json(path / CARD, card)
+
+
+def _gold(config: AuditingConfig) -> str | None:
+    return None if config.gold is None else reward_name(config.gold)
+
+
+def _rewards(config: AuditingConfig) -> list[str]:
+    """The names of all rewards, the gold one last."""
+    gold = _gold(config)
+    return [*map(reward_name, config.scorers), *([gold] if gold is not None else [])]
+
+
+def figures(
+    config: AuditingConfig, rows: Rows, perturbed: Sequence[PerturbedText], prompts: Mapping[str, Prompt], seed: int
+) -> dict[str, list[AuditRecord]]:
+    """The records of all audits of some models, the base among them, by the stem of their file; lineage is no part."""
+    responses, tokens, scores = rows
+    rewards, names = _rewards(config), list(dict.fromkeys(one.model for one in responses))
     moved = divergence(tokens, seed=seed)
-    audits = {
+    return {
         "divergence": moved,
         "verbosity": verbosity(responses, limit=config.length_limit, seed=seed),
         "collapse": collapse(responses, prompts, seed=seed),
         "hacking": hacking(scores, perturbed, responses, scorers=scorers_of(rewards, names), seed=seed),
         "comparison": comparison(scores, responses, moved, scorers=rewards, seed=seed),
     }
-    for name, records in audits.items():
-        write_records_json(path / FOLDER / f"{name}.json", records)
-    audits["lineage"] = read_records_json(path / LINEAGE, AuditRecord)
-    exhibits = Exhibits(responses, prompts, tokens, scores, length_limit=config.length_limit)
-    write_records_json(path / CARD, report_card(audits, config.thresholds, exhibits.show, gold=gold))
+
+
+def _null_figures(
+    audit: Audit,
+    adapters: Sequence[Checkpoint],
+    base: Rows,
+    nulls: Rows,
+    perturbed: Sequence[PerturbedText],
+    prompts: Mapping[str, Prompt],
+) -> list[NullFigure]:
+    """The figures of the card of every null adapter, by the same audits against the same base."""
+    found: list[NullFigure] = []
+    for null in null_checkpoints(adapters, audit.config.nulls, seed=audit.seed):
+        audits = figures(audit.config, base.beside(nulls.only(null.name)), perturbed, prompts, audit.seed)
+        card = report_card(audits, audit.config.thresholds, lambda rule, record: (), gold=_gold(audit.config))
+        found += null_figures(null.name, card)
+    return found
 
 
 STAGES: dict[str, Callable[[Audit], None]] = {

@@ -83,14 +83,16 @@ class Material(NamedTuple):
     chosen: list[Chosen]
     seed: int
     device: str
+    perturbs: bool = True
+    """Whether perturbed texts are read, too."""
 
 
 class Workbench:
     """The base and, beside it, one checkpoint after the other; what they finish goes into `parts`."""
 
-    def __init__(self, base: LanguageModel, material: Material, parts: PartStore, meter: Meter) -> None:
+    def __init__(self, base: Reader, material: Material, parts: PartStore, meter: Meter) -> None:
         self._material, self._parts, self._meter = material, parts, meter
-        self._base = Reader(base)
+        self._base = base
         self._base_states: dict[int, Tensor] = {}
         self._clock = time.monotonic()
 
@@ -104,13 +106,14 @@ class Workbench:
         self._clock = time.monotonic()
         lm = load_checkpoint(checkpoint, self._base.lm, device=self._material.device)
         reader = self._base if checkpoint.folder is None else Reader(lm)
-        if checkpoint.name != BASE:
+        if checkpoint.name != BASE and checkpoint.change is None:
             self._note_lineage(checkpoint, lm)
-        self._write_responses(checkpoint.name, lm)
+        self._write_responses(checkpoint, lm)
         self._read_chosen(checkpoint.name, reader)
         if checkpoint.name != BASE:
             self._read_own(checkpoint.name, reader)
-        self._read_perturbed(checkpoint.name, reader)
+        if self._material.perturbs:
+            self._read_perturbed(checkpoint.name, reader)
         self._save(end, table_of([], LINEAGE_SCHEMA))
 
     # --- the weights --------------------------------------------------------------------------------------------------
@@ -123,11 +126,12 @@ class Workbench:
 
     # --- responses ----------------------------------------------------------------------------------------------------
 
-    def _write_responses(self, name: str, lm: LanguageModel) -> None:
-        """Under the same noise for every checkpoint, none cut but by length."""
+    def _write_responses(self, checkpoint: Checkpoint, lm: LanguageModel) -> None:
+        """Under the same noise for every checkpoint but those with a seed of their own, none cut but by length."""
+        name, seed = checkpoint.name, self._material.seed if checkpoint.seed is None else checkpoint.seed
         config, done = self._material.config, self._parts.done_ids()
         todo = {p.prompt.id: p for p in self._material.prompts if unit_name("responses", name, p.prompt.id) not in done}
-        engine = Engine(lm, max_new_tokens=config.max_new_tokens, seed=self._material.seed, stopping=NO_RULES)
+        engine = Engine(lm, max_new_tokens=config.max_new_tokens, seed=seed, stopping=NO_RULES)
         jobs = [
             Job(p.prompt.model_copy(update={"prompt": text}), KINDS[kind], list(KINDS).index(kind))
             for p in todo.values()

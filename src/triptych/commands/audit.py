@@ -1,5 +1,6 @@
 """`triptych audit`: what alignment did to a model, base against every adapter."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,16 @@ def audit(
     template: Annotated[
         str, typer.Option(help="auto (the model's chat template, else alpaca), chat, alpaca, paper or plain.")
     ] = "auto",
+    nulls: Annotated[
+        int, typer.Option(metavar="K", help="Random LoRAs as large as each audited one, to stand beside its findings.")
+    ] = 0,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Measure every LoRA at λ = 0, 0.25, … 1.25 of its own scale, too.")
+    ] = False,
+    junit: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the card as JUnit XML, which CI servers show.", show_default=False),
+    ] = None,
     fail_on: Annotated[
         str | None,
         typer.Option(help="Exit with code 1 where the card has a finding of this level: severe, warn or note."),
@@ -85,6 +96,8 @@ def audit(
     from triptych.study import StudyConfig, run_study
 
     wanted = _level(fail_on)
+    if junit is not None:
+        _require_writable(junit, out)
     given: dict[str, Any] = {
         "adapters": _named(adapters or []),
         "pairs": pairs,
@@ -95,6 +108,8 @@ def audit(
         "length_limit": length_limit,
         "max_new_tokens": max_new_tokens,
         "template": template,
+        "nulls": nulls,
+        "sweep": sweep,
     }
     if limit is not None:
         given |= {"perplexity_prompts": limit, "verbosity_prompts": limit}
@@ -104,7 +119,7 @@ def audit(
     show_progress = not GLOBALS.get().quiet
     done = run_study(config, out, command=command_line(), fresh=fresh, show_progress=show_progress)
     outcome = run_outcome(done.run_dir, done.report, did_work=done.did_work)
-    return _with_card(outcome, out, wanted)
+    return _with_card(outcome, out, wanted, junit)
 
 
 def _named(adapters: list[str]) -> dict[str, str]:
@@ -134,13 +149,28 @@ def _level(fail_on: str | None) -> int | None:
     return known.index(fail_on)
 
 
-def _with_card(outcome: Outcome, out: Path, wanted: int | None) -> Outcome:
-    """The card above the report's path."""
+def _require_writable(junit: Path, out: Path) -> None:
+    """Raises `OutputError` where the file could not be written in the end; the run's own folder is made by the run."""
+    from triptych.errors import OutputError
+
+    if junit.is_dir():
+        raise OutputError(f"--junit {junit} is a folder: name a file in it")
+    if junit.parent.absolute() != out.absolute() and not junit.parent.is_dir():
+        raise OutputError(f"--junit {junit}: there is no folder {junit.parent}: make it, or choose another file")
+    if junit.parent.is_dir() and not os.access(junit.parent, os.W_OK):
+        raise OutputError(f"--junit {junit}: no permission to write into {junit.parent}: choose another file")
+
+
+def _with_card(outcome: Outcome, out: Path, wanted: int | None, junit: Path | None) -> Outcome:
+    """The card above the report's path; as JUnit XML, too, where that is asked for."""
     from triptych.auditing.card import lines
+    from triptych.auditing.junit import junit_xml
     from triptych.auditing.records import LEVELS, Finding
     from triptych.auditing.study import CARD
-    from triptych.runs import read_records_json
+    from triptych.runs import atomic_write_bytes, read_records_json
 
     findings = read_records_json(out / CARD, Finding)
+    if junit is not None:
+        atomic_write_bytes(junit, junit_xml(findings, outcome.figures["seconds"]))
     fails = wanted is not None and any(LEVELS.index(one.level) <= wanted for one in findings)
     return outcome._replace(lines=(*lines(findings), *outcome.lines[-1:]), is_failure=fails)

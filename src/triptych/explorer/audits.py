@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from triptych.auditing.records import FOLDER, LEVELS, Finding, Level
+from triptych.auditing.records import FOLDER, LEVELS, Finding, Level, NullSpread
 from triptych.errors import MissingInputError
 from triptych.explorer.fresh import Fresh
 from triptych.explorer.paging import MAX_QUERY, Page, PageQuery, n_pages
@@ -57,6 +57,10 @@ class FindingRow(BaseModel):
     warn: float
     severe: float
     n_evidence: int
+    nulls: NullSpread | None
+    """Where the figure stands among those of random changes of the same size."""
+    beside_nulls: str
+    """The same in words, or why there are none; empty where none were asked for."""
 
 
 class Levels(BaseModel):
@@ -230,6 +234,8 @@ def finding_row(number: int, finding: Finding) -> FindingRow:
         warn=finding.warn,
         severe=finding.severe,
         n_evidence=len(finding.evidence),
+        nulls=finding.nulls,
+        beside_nulls=neutralise(finding.no_nulls or "") if finding.nulls is None else finding.nulls.in_words(),
     )
 
 

@@ -7,11 +7,12 @@ from markupsafe import Markup
 
 from triptych.reports import auditing_paper as paper
 from triptych.reports import auditing_tables as tables
-from triptych.reports.auditing_card import SIGNS, card_csv, card_groups
+from triptych.reports.auditing_card import SIGNS, card_csv, card_groups, nulls_csv
 from triptych.reports.auditing_findings import findings
 from triptych.reports.auditing_glossary import AUDIT_TERMS, describe_audit
-from triptych.reports.auditing_inputs import LOGPROB, SURROGATES, Auditing, read_auditing
+from triptych.reports.auditing_inputs import LOGPROB, SURROGATES, SWEEP, Auditing, read_auditing
 from triptych.reports.auditing_responses import PAGE, Responses, read_responses
+from triptych.reports.auditing_sweep import sweep_table
 from triptych.reports.differences import auditing_differences
 from triptych.reports.digests import auditing_digest
 from triptych.reports.figures import AUDIT_FIGURES, Rendered, render
@@ -20,7 +21,7 @@ from triptych.reports.html import render as fill
 from triptych.reports.html import render_figures, render_tables
 from triptych.reports.sections import Part, Section
 
-TABLE_3, TABLE_4, CARD, DIVERGENCE, HACKING, COLLAPSE, COMPARISON = (
+TABLE_3, TABLE_4, CARD, DIVERGENCE, HACKING, COLLAPSE, COMPARISON, SWEEP_CSV, NULLS_CSV = (
     f"tables/{name}.csv"
     for name in (
         "table_03",
@@ -30,6 +31,8 @@ TABLE_3, TABLE_4, CARD, DIVERGENCE, HACKING, COLLAPSE, COMPARISON = (
         "audit_hacking",
         "audit_collapse",
         "audit_comparison",
+        "audit_sweep",
+        "audit_nulls",
     )
 )
 RECORD_FILES = {
@@ -37,6 +40,7 @@ RECORD_FILES = {
     HACKING: "hacking",
     COLLAPSE: "collapse",
     COMPARISON: "comparison",
+    SWEEP_CSV: SWEEP,
 }
 """CSV file → audit whose figures it has."""
 INTRO_3 = (
@@ -63,6 +67,7 @@ def auditing_section(run_dir: Path) -> Section | None:
         *_hacking_part(run, drawn["hacking"]),
         *_table_4_part(run),
         *_comparison_part(run, drawn["comparison"]),
+        *_sweep_part(run, drawn["sweep"]),
         *_lineage_part(run),
         _methods_part(run),
         *_costs_part(run),
@@ -157,6 +162,12 @@ def _comparison_part(run: Auditing, drawn: list[Rendered]) -> Iterator[Part]:
         )
 
 
+def _sweep_part(run: Auditing, drawn: list[Rendered]) -> Iterator[Part]:
+    if run.rows(SWEEP):
+        body = render_figures(drawn) + render_tables([sweep_table(run)], file=SWEEP_CSV)
+        yield Part("sweep", "Parts of an adapter", body)
+
+
 def _lineage_part(run: Auditing) -> Iterator[Part]:
     if run.rows("lineage"):
         yield Part("lineage", "Lineage of the weights", render_tables([tables.lineage_table(run)]))
@@ -166,6 +177,8 @@ def _methods_part(run: Auditing) -> Part:
     found = {row.metric for rows in run.records.values() for row in rows}
     found |= {row.scorer for row in run.rows("hacking") if row.scorer in SURROGATES}
     found |= {finding.metric for finding in run.card}
+    found |= {"random_changes"} if run.nulls else set()
+    found |= {"lambda"} if run.rows(SWEEP) else set()
     known = [metric for metric in AUDIT_TERMS if metric in found]
     labels: dict[str, list[str]] = {}
     for metric in [*known, *sorted(found - set(known))]:
@@ -189,6 +202,8 @@ def _costs_part(run: Auditing) -> Iterator[Part]:
 def _files(run: Auditing, responses: Responses) -> dict[str, bytes]:
     files = {CARD: card_csv(run)}
     files |= {name: tables.records_csv(run.rows(audit)) for name, audit in RECORD_FILES.items() if run.rows(audit)}
+    if run.nulls:
+        files[NULLS_CSV] = nulls_csv(run.nulls)
     if run.rows("verbosity"):
         files[TABLE_3] = paper.table_3_csv(run)
     if _has_table_4(run):

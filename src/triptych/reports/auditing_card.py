@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from triptych.auditing.records import Evidence, Finding, Kind, Level
+from triptych.auditing.records import Evidence, Finding, Kind, Level, NullFigure, NullSpread
 from triptych.reports import format as fmt
 from triptych.reports.alignment_findings import SIGNS as WARNING_SIGNS
 from triptych.reports.auditing_glossary import SCORERS, describe_audit, perturbation_name
@@ -28,6 +28,7 @@ SIGNS: dict[Level, str] = {
 WORDS: dict[Level, str] = {"severe": "severe finding", "warn": "warning", "undecided": "undecided check"}
 """What the findings of a level are called; checks within their thresholds are no findings."""
 P_VALUES = ("p_warn", "p_warn_adjusted", "p_severe", "p_severe_adjusted")
+NULL_HEADER = tuple(NullSpread.model_fields)
 MAX_SENTENCE = 400
 MAX_EVIDENCE = 6
 """Links of one finding; more are counted."""
@@ -73,10 +74,25 @@ def card_csv(run: Auditing) -> bytes:
             *(f.p, f.warn, f.severe, f.sentence, f.reason),
             *(f.p_warn, f.p_warn_adjusted, f.p_severe, f.p_severe_adjusted),
             " ".join(dict.fromkeys(evidence.prompt_id for evidence in f.evidence)),
+            *([None] * len(NULL_HEADER) if f.nulls is None else f.nulls.model_dump().values()),
+            f.no_nulls,
         ]
         for f in run.card
     ]
-    return to_csv([*header, "p", "warn", "severe", "sentence", "reason", *P_VALUES, "evidence"], rows)
+    beside = [f"nulls_{name}" for name in NULL_HEADER]
+    return to_csv(
+        [*header, "p", "warn", "severe", "sentence", "reason", *P_VALUES, "evidence", *beside, "no_nulls"], rows
+    )
+
+
+def nulls_csv(figures: Sequence[NullFigure]) -> bytes:
+    """`audit_nulls.csv`: the figures of every null adapter, one a row."""
+    header = ["model", "null", "rule", "metric", "category", "scorer", "against", *ESTIMATE_HEADER]
+    rows = [
+        [f.model, f.null, f.rule, f.metric, f.category, f.scorer, f.against, *estimate_values(f.estimate)]
+        for f in figures
+    ]
+    return to_csv(header, rows)
 
 
 def _group(run: Auditing, model: str, place: int, responses: Responses) -> Group:
@@ -96,16 +112,19 @@ def _group(run: Auditing, model: str, place: int, responses: Responses) -> Group
 def _table(name: str, caption: str, findings: list[Finding], responses: Responses) -> Table | None:
     if not findings:
         return None
+    has_nulls = any(finding.nulls is not None or finding.no_nulls is not None for finding in findings)
     columns = (
         Column("Finding"),
         Column("Measured", INTERVAL),
         Column("Thresholds", "warning / severe"),
+        *([Column("Random changes", "of the same size")] if has_nulls else []),
         Column("Evidence"),
     )
-    return Table(name, caption, columns, tuple(_row(finding, responses) for finding in findings), stacked=True)
+    rows = tuple(_row(finding, responses, has_nulls=has_nulls) for finding in findings)
+    return Table(name, caption, columns, rows, stacked=True)
 
 
-def _row(finding: Finding, responses: Responses) -> tuple[Cell, ...]:
+def _row(finding: Finding, responses: Responses, *, has_nulls: bool) -> tuple[Cell, ...]:
     sentence = Markup('<span class="level {}">{}</span> <bdi>{}</bdi>').format(
         finding.level, SIGNS[finding.level], markup(sentence_of(finding))
     )
@@ -116,8 +135,18 @@ def _row(finding: Finding, responses: Responses) -> tuple[Cell, ...]:
         Cell(sentence, _about(finding), kind="finding"),
         measured,
         Cell(f"{_threshold(finding.warn)} / {_threshold(finding.severe)}"),
+        *([_null_cell(finding)] if has_nulls else []),
         Cell(_evidence(finding, responses)),
     )
+
+
+def _null_cell(finding: Finding) -> Cell:
+    """How many random changes the figure is beyond, and by how many of their standard deviations."""
+    nulls = finding.nulls
+    if nulls is None:
+        return Cell("–", finding.no_nulls or "", kind="none")
+    z = "no spread" if nulls.z is None else f"z = {fmt.number(nulls.z, 1)}"
+    return Cell(f"beyond {nulls.beyond} of {nulls.n}", f"percentile {nulls.percentile:.0f}, {z}")
 
 
 def _about(finding: Finding) -> str:

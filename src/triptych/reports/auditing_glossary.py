@@ -266,6 +266,17 @@ AUDIT_TERMS: dict[str, TermInfo] = {
         "share",
         "Share of the held-out answers whose prompts the checkpoint’s own run trained on, where its files tell.",
     ),
+    "random_changes": TermInfo(
+        "random changes",
+        "",
+        "LoRAs of the audited one’s targets and rank with random directions, the update of every module as large as "
+        "there (Frobenius norm), audited in the same way. A finding is beyond one if it is worse by its rule; z is its "
+        "distance from their mean in their standard deviations. Of K random changes the smallest p-value is "
+        "1/(K + 1).",
+    ),
+    "lambda": TermInfo(
+        "λ", "", "What the adapter’s own scale is multiplied by: 0 is the base, 1 the adapter as it was audited."
+    ),
     "load_seconds": TermInfo("loading", "", "Time to load the model."),
     "generation_seconds": TermInfo("generation", "", "Time to write the responses."),
     "reading_seconds": TermInfo("reading", "", "Time to read texts for their log-probabilities."),

@@ -2,6 +2,8 @@
 
     auditing/card.json          required   list of Finding: what was tested and how it stands to its thresholds
     auditing/<audit>.json       optional   list of AuditRecord, of every name in `AUDITS`
+    auditing/sweep.json         optional   list of AuditRecord: LoRAs at parts of their own scale
+    auditing/nulls.json         optional   list of NullFigure: random changes of the size of an adapter
     auditing/responses.parquet  optional   one row a response; only its numbers are kept in memory
     auditing/scores.parquet     optional   one row a score
     auditing/perturbed.parquet  optional   the base's responses and their perturbed forms
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from triptych.alignment.reward_functions import reward_name
-from triptych.auditing.records import BASE, FOLDER, LEVELS, AuditRecord, Finding, Kind, Level
+from triptych.auditing.records import BASE, FOLDER, LEVELS, AuditRecord, Finding, Kind, Level, NullFigure
 from triptych.records import Estimate
 from triptych.reports.inputs import FloatArray, IntArray, read_table
 from triptych.reports.safe_text import clip, neutralise
@@ -40,6 +42,8 @@ AUDITS = {
     "costs": "costs",
 }
 """Stems of the files, and what they are called."""
+SWEEP, NULLS = "sweep", "nulls"
+"""Stems of those that only runs that were asked for them have."""
 IMPLICIT, LOGPROB = "implicit_reward", "mean_logprob"
 SURROGATES = (IMPLICIT, LOGPROB)
 """Scorers that a checkpoint is of itself."""
@@ -104,6 +108,7 @@ class Auditing:
     """By checkpoint and kind of prompt."""
     changes: Mapping[tuple[str, str], FloatArray]
     """By scorer, as `scores.parquet` names it, and perturbation: score of the perturbed text minus that of the text."""
+    nulls: tuple[NullFigure, ...] = ()
 
     @cached_property
     def _by_key(self) -> dict[str, dict[Key, AuditRecord]]:
@@ -206,7 +211,8 @@ def read_auditing(run_dir: Path) -> Auditing | None:
     """The audits of a run directory, checked; None where it has no report card."""
     if not (run_dir / CARD).is_file():
         return None
-    paths = {audit: run_dir / FOLDER / f"{audit}.json" for audit in AUDITS}
+    paths = {audit: run_dir / FOLDER / f"{audit}.json" for audit in (*AUDITS, SWEEP, NULLS)}
+    nulls = paths.pop(NULLS)
     records = {audit: tuple(read_records_json(path, AuditRecord)) for audit, path in paths.items() if path.is_file()}
     lengths = _read_lengths(run_dir / RESPONSES)
     return Auditing(
@@ -217,6 +223,7 @@ def read_auditing(run_dir: Path) -> Auditing | None:
         records=records,
         lengths=lengths,
         changes=_read_changes(run_dir / SCORES, _read_unchanged(run_dir / PERTURBED)),
+        nulls=tuple(read_records_json(nulls, NullFigure)) if nulls.is_file() else (),
     )
 
 

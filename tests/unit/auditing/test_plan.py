@@ -9,7 +9,7 @@ import pytest
 
 from triptych.alignment.plan import AlignmentConfig
 from triptych.auditing.perturbations import PERTURBATIONS
-from triptych.auditing.plan import AuditingConfig, pair_source
+from triptych.auditing.plan import SWEEP, AuditingConfig, pair_source
 from triptych.auditing.study import Audit, run_auditing
 from triptych.config import parse_config
 from triptych.errors import ConfigError, InputError
@@ -18,7 +18,13 @@ from triptych.reports.reported import reported
 from triptych.runs import RunDirectory
 from triptych.study import StudyConfig, study_split
 
-SMALL: dict[str, Any] = {"verbosity_prompts": 3, "max_new_tokens": 6, "hacking_prompts": 2, "scorers": ["brevity"]}
+SMALL: dict[str, Any] = {
+    "verbosity_prompts": 3,
+    "max_new_tokens": 6,
+    "hacking_prompts": 2,
+    "scorers": ["brevity"],
+    "sweep": [0.5],
+}
 
 
 def changes(world: Any) -> dict[str, Any]:
@@ -42,6 +48,9 @@ def changes(world: Any) -> dict[str, Any]:
         "scorers": ["concise"],
         "gold": "concise",
         "beta": 0.7,
+        "nulls": 1,
+        "sweep": [0.5, 2.0],
+        "sweep_prompts": 1,
         "perturbations": ["filler", "neutral"],
         "thresholds": {"kl_own": {"warn": 1e-6, "severe": 1e-5}},
     }
@@ -138,8 +147,18 @@ class TestPairs:
         ({"adapters": {"all": "x"}}, "adapter name 'all' cannot be used"),
         ({"adapters": {"checks": "x"}, "gold": "checks"}, "adapter and scorer 'checks' are both called 'checks'"),
         ({"hacking_prompts": 0}, "hacking_prompts is 0 but must be >= 1"),
+        ({"nulls": -1}, "nulls is -1 but must be >= 0"),
+        ({"sweep": [0.5, float("nan")]}, "λ = nan cannot scale an adapter"),
+        ({"sweep": [float("inf")]}, "λ = inf cannot scale an adapter"),
+        ({"sweep": [-0.5]}, "λ = -0.5 cannot scale an adapter"),
     ],
 )
 def test_what_makes_no_sense(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         parse_config(AuditingConfig, given, where="here")
+
+
+def test_the_sweep_may_be_switched_on_and_off() -> None:
+    assert AuditingConfig(sweep=True).sweep == SWEEP
+    assert AuditingConfig(sweep=False).sweep == ()
+    assert AuditingConfig().nulls == 0

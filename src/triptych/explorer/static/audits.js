@@ -83,6 +83,7 @@ function facts(finding) {
     fact("Warning from", finding.warn === null ? null : figure(finding.warn)),
     fact("Severe from", finding.severe === null ? null : figure(finding.severe)),
     fact("Rests on", finding.reason),
+    fact("Random changes", finding.beside_nulls),
     fact("Method", finding.method),
   );
 }

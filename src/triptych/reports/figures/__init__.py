@@ -15,6 +15,7 @@ from triptych.reports.figures import (
     latents,
     likelihood,
     shape,
+    sweep,
     tradeoff,
     training,
 )
@@ -37,6 +38,7 @@ AUDIT_FIGURES: dict[str, tuple[AuditSpec, ...]] = {
     "verbosity": auditing.VERBOSITY_SPECS,
     "hacking": hacking.SPECS,
     "comparison": auditing.COMPARISON_SPECS,
+    "sweep": sweep.SPECS,
 }
 """By the part of the page they stand in."""
 DICTIONARY_FIGURES: dict[str, Sequence[DictionarySpec]] = {
