@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from triptych.censoring import censored_mean
 from triptych.decoding.arms import Arm, CompletionKey, by_arm, by_prompt, first_samples, key_of
 from triptych.metrics import (
     Jackknife,
@@ -49,7 +50,8 @@ def measure_arms(
     `rewards` holds the completions that were to be scored, None where no score came; without it there is no measure
     `reward`. `length` is the L of `distinct_n_at_L`, in words. EAD-1's vocabulary size is the number of word types in
     the texts of all arms given here: one number for all, so that their figures compare, and free of any tokenizer;
-    `method` states it. A measure that nothing could be computed for has no mean: unscored is not zero.
+    `method` states it. Mean lengths are lower bounds where the token limit cut a completion (`bound`). A measure that
+    nothing could be computed for has no mean: unscored is not zero.
     """
     vocabulary_size = count_word_types(generation.text for generation in generations)
     measures: list[ArmMeasure] = []
@@ -135,7 +137,10 @@ def _arm_estimates(rows: Sequence[Generation], rewards: Rewards | None, seed: in
     estimates: list[_Named] = []
     for metric, measure in OF_ONE_COMPLETION.items():
         values = [measure(generation) for generation in rows]
-        estimates.append((metric, "arm", mean_over_prompts(values, prompt_ids, seed=seed, is_share=metric in _SHARES)))
+        estimate = mean_over_prompts(values, prompt_ids, seed=seed, is_share=metric in _SHARES)
+        if metric in ("tokens", "words"):
+            estimate = censored_mean(estimate, [generation.stop_reason == "length" for generation in rows])
+        estimates.append((metric, "arm", estimate))
     if rewards is not None:
         scored = [generation for generation in rows if key_of(generation) in rewards]
         ids = [generation.prompt_id for generation in scored]

@@ -51,7 +51,8 @@ def measured(run: TrainingRun, name: str, unit: str = "") -> str | None:
     if figure is not None and figure.estimate.low is not None:
         return fmt.with_interval(figure.estimate) + unit
     value = run.after(name) if figure is None else figure.estimate.mean
-    return None if value is None else f"{plain(value)}{unit} (no interval)"
+    bound = "" if figure is None else fmt.BOUNDS[figure.estimate.bound]
+    return None if value is None else f"{bound}{plain(value)}{unit} (no interval)"
 
 
 def sentence_of(warned: Warned) -> str:

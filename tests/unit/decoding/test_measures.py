@@ -75,6 +75,14 @@ class TestRewards:
         assert (estimate.mean, estimate.n, estimate.n_unscored) == (None, 0, 3)
 
 
+def test_mean_lengths_of_completions_that_the_token_limit_cut_are_bounds(make_completion: Make) -> None:
+    rows = [make_completion("a", text="one two"), make_completion("b", text="three", stop_reason="length")]
+    for metric in ("tokens", "words"):
+        assert found(measure_arms(rows), metric, "arm").bound == "lower"
+        assert found(measure_arms(rows[:1]), metric, "arm").bound is None
+    assert found(measure_arms(rows), "mean_logprob", "arm").bound is None
+
+
 class TestAcrossPrompts:
     TEXTS = ("the cat sat on the mat", "The dog sat", "a cat and a dog and a cow")
 

@@ -19,7 +19,7 @@ from triptych.reports.figures import style
 from triptych.reports.figures.curves import LOG_FROM, drawable
 from triptych.reports.figures.spec import BOX_KEY, interval_sentence, points_sentence
 from triptych.reports.figures.style import Look
-from triptych.reports.format import joined, number, plural
+from triptych.reports.format import BOUNDS, joined, number, plural
 from triptych.reports.inputs import FloatArray
 from triptych.reports.safe_text import neutralise
 
@@ -210,11 +210,19 @@ def _lengths_alt(run: Auditing) -> str:
     sentences = []
     for category, boxes in _length_panels(run).items():
         values = [
-            f"{neutralise(drawable(model))} median {number(float(np.median(of)), 0)}, mean {number(of.mean(), 1)}"
+            f"{neutralise(drawable(model))} median {_bound(run, model, 'tokens_median', category)}"
+            f"{number(float(np.median(of)), 0)}, mean {_bound(run, model, 'tokens_mean', category)}"
+            f"{number(of.mean(), 1)}"
             for model, of in boxes.items()
         ]
         sentences.append(f"{category}: {'; '.join(values)}.")
     return "Grouped box plots of response lengths in tokens by category of prompt. " + " ".join(sentences)
+
+
+def _bound(run: Auditing, model: str, metric: str, category: str) -> str:
+    """The sign before a figure of lengths that the token limit cut."""
+    estimate = run.estimate("verbosity", Key(model, metric, category))
+    return "" if estimate is None else BOUNDS[estimate.bound]
 
 
 # --- Scores against the distance --------------------------------------------------------------------------------------

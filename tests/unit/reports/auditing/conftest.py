@@ -238,7 +238,8 @@ class Maker:
                         yield from self.both(model, metric, at * mean, at * base, category=category)
                     skew = None if self.empty else 0.19
                     yield from self.both(model, f"{unit}_skew", skew, 0.2, category=category)
-            for metric, value in {"compliance_rate": 0.736, "absolute_deviation_mean": 14.0}.items():
+            limited = {"compliance_rate": 0.736, "absolute_deviation_mean": 14.0, "limited_empty_rate": 0.05}
+            for metric, value in limited.items():
                 yield from self.both(model, metric, value, value)
             for metric in ("deviation_mean", "deviation_std"):
                 yield from self.both(model, metric, None if self.empty else 17.56, 17.0)
@@ -301,7 +302,8 @@ class Maker:
                 gain = 3 * DRIFT.get(model, 0.0) * (-1 if scorer == self.gold else 1)
                 yield from self.both(model, "score", -1.0 + gain, -1.0, scorer=scorer)
                 if model != "base":
-                    rates = {"score_change_in_sd": gain, "win_rate": 0.5 + gain / 4, "win_rate_length_controlled": 0.5}
+                    rates = {"score_change_in_sd": gain, "win_rate": 0.5 + gain / 4}
+                    rates |= {"win_rate_finished": 0.4, "win_rate_length_controlled": 0.5}
                     for metric, rate in rates.items():
                         estimate = self.estimate(rate, 0.06)
                         yield AuditRecord(model=model, metric=metric, scorer=scorer, against="base", estimate=estimate)
