@@ -69,7 +69,8 @@ def plain_texts(responses: Sequence[Response]) -> dict[str, list[ToScore]]:
     texts: dict[str, list[ToScore]] = {}
     for one in responses:
         if one.kind == "plain":
-            texts.setdefault(one.prompt_id, []).append(ToScore(one.model, one.prompt_id, None, one.text, one.n_tokens))
+            text = ToScore(one.model, one.prompt_id, None, one.text, one.n_tokens, one.is_truncated)
+            texts.setdefault(one.prompt_id, []).append(text)
     return texts
 
 

@@ -10,12 +10,11 @@ from functools import partial
 from typing import TypeVar
 
 from triptych.auditing.checkpoints import Checkpoint
-from triptych.auditing.collapse import is_empty
 from triptych.auditing.hacking import by_text
 from triptych.auditing.nulls import lora_layers, why_no_lora
 from triptych.auditing.paired import About, mean
 from triptych.auditing.records import BASE, AuditRecord, ReadToken, Response, Score
-from triptych.auditing.verbosity import lengths
+from triptych.censoring import censored_mean
 from triptych.models import LanguageModel
 from triptych.records import Estimate
 from triptych.stats import bare, clustered_bootstrap, exponential
@@ -79,12 +78,14 @@ def sweep_records(
         own = [one for one in plain if one.model == model]
         read = [token for token in chosen if token.model == model]
         moved = [token for token in written if token.model == model]
-        empty = {one.prompt_id: float(is_empty(one)) for one in own}
+        empty = {one.prompt_id: float(one.is_empty) for one in own}
         estimates = {
             "perplexity": exponential(_over_tokens([-token.logprob for token in read], read, seed)),
             "kl_chosen": _over_tokens([token.kl for token in read], read, seed),
             "kl_own": _over_tokens([token.kl for token in moved], moved, seed),
-            "tokens_mean": mean(lengths(own, "tokens"), seed=seed),
+            "tokens_mean": censored_mean(
+                mean({one.prompt_id: float(one.n_tokens) for one in own}, seed=seed), [one.is_truncated for one in own]
+            ),
             "empty_rate": mean(empty, seed=seed, is_share=True),
         }
         if model == BASE:
