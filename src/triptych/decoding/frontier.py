@@ -112,8 +112,8 @@ def _share_on_frontier(draws: FloatArray, setting: int) -> float | None:
         return None
     gaps = draws - draws[:, setting : setting + 1]
     gaps[np.abs(gaps) < 1e-12] = 0.0  # settings that gave the same texts differ by rounding alone
-    dominated = ((gaps >= 0.0).all(axis=2) & (gaps > 0.0).any(axis=2)).any(axis=1)
-    return float(1.0 - dominated.mean())
+    beaten = np.all(gaps >= 0.0, axis=2) & np.any(gaps > 0.0, axis=2)
+    return 1.0 - float(np.any(beaten, axis=1).mean())
 
 
 def _jackknife_table(
