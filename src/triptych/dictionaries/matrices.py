@@ -93,7 +93,8 @@ def open_matrix(name: str, config: MatrixConfig) -> Matrix:
     path = _existing(name, config)
     matrix = _OPENERS[path.suffix.lower()](name, path, config.key)
     if matrix.rows < 2:
-        raise DataError(f"{matrix.place} has {matrix.rows} row; a dictionary needs many, at least as many as latents")
+        rows = f"{matrix.rows} row{'' if matrix.rows == 1 else 's'}"
+        raise DataError(f"{matrix.place} has {rows}; a dictionary needs many, at least as many as latents")
     if matrix.width < 1:
         raise DataError(f"{matrix.place} is 0 features wide; give one with at least one")
     return matrix

@@ -31,7 +31,7 @@ from triptych.dictionaries.store import (
     write_info,
     write_shard,
 )
-from triptych.errors import ConfigError, DataError, MissingInputError
+from triptych.errors import ConfigError, DataError, InputError, MissingInputError
 from triptych.files import atomic_path, read_records_json, write_records_json
 from triptych.progress import progress
 from triptych.seeding import generator
@@ -87,6 +87,23 @@ def open_matrices(config: DictionariesConfig, seed: int) -> Opened:
     if matrices.test_labels is not None:
         labels = read_labels(matrices.test_labels, n_test, "held-out activations")
     return Opened(Part(train, chosen), Part(test, held_out), labels)
+
+
+class Sizes(NamedTuple):
+    """How much there is, by the headers of files."""
+
+    train: int
+    test: int
+    widths: dict[str, int]
+
+
+def header_sizes(config: DictionariesConfig, seed: int = 0) -> Sizes | None:
+    """For estimates; None where files cannot be used, which is for others to say."""
+    try:
+        train, test, _ = open_matrices(config, seed)
+    except InputError:
+        return None
+    return Sizes(len(train.rows), len(test.rows), {name: matrix.width for name, matrix in train.matrices.items()})
 
 
 def _require_same_rows(matrices: Mapping[str, Matrix]) -> int:

@@ -45,6 +45,10 @@ the null of a model against itself.
 """
 
 
+Kind = Literal["universal", "partial", "specific", "dead"]
+"""What a latent is to the models that share it: the column `kind` of `features.parquet`."""
+
+
 class TrainedRecord(Record):
     """One trained dictionary: an entry of `dictionaries/dictionaries.json`."""
 
