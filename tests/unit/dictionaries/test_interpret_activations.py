@@ -102,8 +102,9 @@ def test_of_one_model_alone_every_live_latent_is_its_own(done: Path) -> None:
 
 def test_planted_concepts_are_shared_and_shuffled_rows_share_nothing(done: Path) -> None:
     shared, shuffled = metrics(done, "universal"), metrics(done, "shuffled")
-    assert shared["r2"]["cnn"]["cnn"] > 0.8
-    assert shared["r2"]["cnn"]["vit"] > 0.4 > 0.2 > shuffled["r2"]["cnn"]["vit"]
+    assert shared["r2"]["cnn"]["cnn"] > 0.5
+    for source, target in (("cnn", "vit"), ("vit", "cnn")):
+        assert shared["r2"][source][target] > 0.15 > 0 > shuffled["r2"][source][target]
     assert shared["co_firing_proportion"] > 3 * shuffled["co_firing_proportion"]
 
 

@@ -181,7 +181,7 @@ def damaged(path: Path, values: Any) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
-REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
+REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "another key": ("m.safetensors:aa", lambda p: write_safetensors(p, VALUES), "did you mean 'a'"),
     "a key of an array": ("m.npy:a", lambda p: write_npy(p, VALUES), "leave ':a' out"),
     "one dimension": ("m.npy", lambda p: write_npy(p, VALUES[0]), "1-dimensional"),
@@ -193,8 +193,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "no feature": ("m.safetensors", lambda p: write_safetensors(p, VALUES[:, :0]), "0 features"),
     "a cut array": ("m.npy", lambda p: damaged(p, VALUES), "m.npy cannot be read"),
     "cut safetensors": ("m.safetensors", lambda p: damaged(p, VALUES), "m.safetensors cannot be read"),
-    "an empty file": ("m.npy", lambda p: p.write_bytes(b"") and None, "m.npy cannot be read"),
-    "no Parquet": ("m.parquet", lambda p: p.write_bytes(b"PAR1 and nothing") and None, "m.parquet cannot be read"),
+    "an empty file": ("m.npy", lambda p: p.write_bytes(b""), "m.npy cannot be read"),
+    "no Parquet": ("m.parquet", lambda p: p.write_bytes(b"PAR1 and nothing"), "m.parquet cannot be read"),
     "objects": (
         "m.npy",
         lambda p: np.save(p, np.array([[{}], [1]], dtype=object), allow_pickle=True),
@@ -202,7 +202,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     ),
     "a pickle": ("m.safetensors", lambda p: torch.save({"a": torch.ones(8, 3)}, p), "m.safetensors cannot be read"),
     "another suffix": ("m.pt", lambda p: torch.save({}, p), "'.pt' are not read"),
-    "no suffix": ("m", lambda p: p.write_bytes(b"x") and None, "'' are not read"),
+    "no suffix": ("m", lambda p: p.write_bytes(b"x"), "'' are not read"),
     "text columns": (
         "m.parquet",
         lambda p: pq.write_table(pa.table({"x": ["a", "b"], "n": [1, 2]}), p),
