@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from safetensors.numpy import save_file
 
 from triptych.cli import GLOBAL_FLAGS
 from triptych.models.tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -51,6 +52,7 @@ SHORTER: dict[tuple[str, ...], tuple[str, ...]] = {
         *("--limit", "48", "--latents", "16", "--k", "4", "--epochs", "1", "--seeds", "1"),
         *(word for one in DICTIONARIES for word in ("--set", one)),
     ),
+    ("interpret", "activations"): ("--latents", "16", "--k", "4", "--epochs", "1", "--seeds", "1"),
 }
 """Given after a command's own options, of which they repeat some: the last one counts."""
 
@@ -108,9 +110,22 @@ def furnish(folder: Path) -> str:
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.png").write_bytes(row["img"]["bytes"])
     (folder / "prompts.jsonl").write_text('{"instruction": "Name a colour."}\n{"instruction": "Name a fruit."}\n')
+    _write_activations(folder)
     pairs = [f'{{"prompt": "Say {n}.", "chosen": "{n}!", "rejected": "no {n}"}}\n' for n in range(12)]
     (folder / "pairs.jsonl").write_text("".join(pairs))
     return str(save_tiny(folder / "my-model", tiny_llama(context=TOKENS), tiny_tokenizer(context=TOKENS)))
+
+
+def _write_activations(folder: Path) -> None:
+    """Activations of two models on the same rows, with labels: two files, and one of each model."""
+    stream = np.random.default_rng(0)
+    for file, n in (("acts.safetensors", 80), ("test.safetensors", 24)):
+        label = np.arange(n) % 2
+        cnn, vit = (stream.normal(size=(n, width)).astype(np.float32) + label[:, None] for width in (6, 9))
+        save_file({"cnn": cnn.astype(np.float32), "vit": vit.astype(np.float32), "label": label}, folder / file)
+        if file == "acts.safetensors":
+            np.save(folder / "cnn.npy", cnn)
+            pq.write_table(pa.table({"embedding": list(vit)}), folder / "vit.parquet")
 
 
 def draw_photos() -> pa.Table:

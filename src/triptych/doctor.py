@@ -20,6 +20,7 @@ from triptych.auditing.plan import AuditingConfig
 from triptych.data.images import STARTER
 from triptych.decoding.plan import DecodingConfig, Request, plan_requests, planned_rows
 from triptych.dictionaries.arms import arms
+from triptych.dictionaries.matrix_stores import header_sizes
 from triptych.dictionaries.plan import DictionariesConfig
 from triptych.environment import package_versions
 from triptych.models.cache import cache_root
@@ -263,6 +264,8 @@ def _auditing_seconds(config: StudyConfig, auditing: AuditingConfig, allowed: fl
 def _dictionaries_seconds(dictionaries: DictionariesConfig, allowed: float) -> float:
     """Backbones, activations and all dictionaries; how large models and image sets are is not known here."""
     images = dictionaries.limit or (STARTER_IMAGES if dictionaries.images == STARTER else OTHER_IMAGES)
+    if dictionaries.matrices is not None and (sizes := header_sizes(dictionaries)) is not None:
+        images = sizes.train
     rate = 2.0 * PARAMETERS * allowed
     trained = BACKBONE_SECONDS * images / STARTER_IMAGES if dictionaries.backbones is not None else 0.0
     passes = len(dictionaries.models) * images * PASS_OPERATIONS / (TRAINING_SHARE * rate)

@@ -19,6 +19,7 @@ from triptych.alignment.loop import TrainingConfig
 from triptych.auditing.plan import AuditingConfig
 from triptych.decoding.plan import DecodingConfig, planned_rows
 from triptych.dictionaries.arms import arms
+from triptych.dictionaries.matrix_stores import open_matrices
 from triptych.dictionaries.plan import DictionariesConfig
 from triptych.doctor import (
     GPU_OPERATIONS,
@@ -33,7 +34,8 @@ from triptych.doctor import (
     size,
     training_pairs,
 )
-from triptych.footprint import Share, disk_shares, image_counts, memory_shares
+from triptych.errors import InputError
+from triptych.footprint import Share, disk_shares, memory_shares, row_counts
 from triptych.inputs import Found, look_up, wanted_inputs
 from triptych.models.hardware import detect_hardware
 from triptych.models.loading import resolve_device, resolve_dtype
@@ -103,7 +105,12 @@ def plan_study(config: StudyConfig, recipe: str, out: Path, probe_seconds: float
         free_bytes=free,
         memory=tuple(memory),
         inputs=tuple(found),
-        problems=(*_unavailable(found), *missing_extras(config), *too_small(disk, memory, free)),
+        problems=(
+            *_unavailable(found),
+            *_unusable(config, found),
+            *missing_extras(config),
+            *too_small(disk, memory, free),
+        ),
     )
 
 
@@ -191,9 +198,9 @@ def _trained(config: StudyConfig) -> dict[str, int]:
 
 def _interpreted(dictionaries: DictionariesConfig) -> dict[str, int]:
     planned = arms(dictionaries)
-    train, test = image_counts(dictionaries)
+    train, test = row_counts(dictionaries)
     return {
-        "images to train on": train,
+        "images to train on" if dictionaries.matrices is None else "rows to train on": train,
         "held out": test,
         "models": len(dictionaries.names),
         "dictionaries": len(planned),
@@ -206,6 +213,18 @@ def _interpreted(dictionaries: DictionariesConfig) -> dict[str, int]:
 
 def _unavailable(found: Sequence[Found]) -> list[str]:
     return [one.problem for one in found if one.problem is not None]
+
+
+def _unusable(config: StudyConfig, found: Sequence[Found]) -> list[str]:
+    """What is wrong with matrices of activations, by their headers; nothing where a file is missing, which is said."""
+    dictionaries = config.dictionaries
+    if dictionaries is None or dictionaries.matrices is None or any(one.state == "missing" for one in found):
+        return []
+    try:
+        open_matrices(dictionaries, config.seed)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def missing_extras(config: StudyConfig) -> list[str]:

@@ -11,6 +11,7 @@ from triptych.alignment.plan import AlignmentConfig
 from triptych.data.images import STARTER
 from triptych.data.starter_images import DEFAULT_IMAGES
 from triptych.dictionaries.arms import Arm, arms
+from triptych.dictionaries.matrix_stores import header_sizes
 from triptych.dictionaries.plan import DictionariesConfig
 from triptych.doctor import OTHER_IMAGES, PARAMETERS, REWARD_PARAMETERS
 from triptych.inputs import DATA, MODELS, Found
@@ -130,7 +131,7 @@ def _checkpoints(alignment: AlignmentConfig) -> Share:
 
 
 def _of_dictionaries(config: DictionariesConfig) -> Iterator[Share]:
-    n_images, width = sum(image_counts(config)), widths(config)
+    n_images, width = sum(row_counts(config)), widths(config)
     rows = n_images * (config.grid or 1) ** 2
     total = sum(width.values())
     how = f"{rows:,} rows x {total:,} features ({_listed(width)}) x {FLOAT} bytes"
@@ -142,8 +143,11 @@ def _of_dictionaries(config: DictionariesConfig) -> Iterator[Share]:
     yield Share(what="dictionaries", n_bytes=n_bytes, how=how, where="run")
 
 
-def image_counts(config: DictionariesConfig) -> tuple[int, int]:
-    """Images to train on and held out, by the limits, else as the starter set or CIFAR-10 has them."""
+def row_counts(config: DictionariesConfig) -> tuple[int, int]:
+    """Images or rows to train on and held out: by limits and files, else as the starter set or CIFAR-10 has them."""
+    if config.matrices is not None:
+        sizes = header_sizes(config)
+        return (config.limit or OTHER_IMAGES, OTHER_TEST_IMAGES) if sizes is None else (sizes.train, sizes.test)
     is_starter = config.images == STARTER
     train = config.limit or (DEFAULT_IMAGES["train"] if is_starter else OTHER_IMAGES)
     test = config.test_limit or (DEFAULT_IMAGES["test"] if is_starter else OTHER_TEST_IMAGES)
@@ -151,7 +155,10 @@ def image_counts(config: DictionariesConfig) -> tuple[int, int]:
 
 
 def widths(config: DictionariesConfig) -> dict[str, int]:
-    """Features of every model: of backbones as configured, of others assumed."""
+    """Features of every model: of backbones as configured, of matrices as their files say, of others assumed."""
+    if config.matrices is not None:
+        sizes = header_sizes(config)
+        return dict.fromkeys(config.names, VISION_WIDTH) if sizes is None else sizes.widths
     own = config.backbones
     trained = {} if own is None else {"resnet": own.resnet.hidden_sizes[-1], "vit": own.vit.hidden_size}
     return {**trained, **dict.fromkeys(config.models, VISION_WIDTH)}
@@ -195,7 +202,7 @@ def memory_shares(config: StudyConfig, found: Sequence[Found], weight_bytes: int
 
 def _dictionaries_in_memory(config: DictionariesConfig) -> Share:
     width = widths(config)
-    rows = image_counts(config)[0] * (config.grid or 1) ** 2
+    rows = row_counts(config)[0] * (config.grid or 1) ** 2
     activations = min(rows * sum(width.values()) * FLOAT, ALL_ACTIVATIONS)
     largest = max(dictionary_parameters(arm, width) for arm in arms(config))
     trained = largest * FLOAT * TRAINED_COPIES

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from triptych.data.tables import is_hub_id
+from triptych.dictionaries.plan import MatricesConfig
 from triptych.errors import InputError, MissingInputError
 from triptych.models.hub import ask_for, hub_is_reachable
 from triptych.models.sources import STARTER, ModelSource, find_local_source, weight_files
@@ -17,7 +18,9 @@ from triptych.models.starter import starter_is_cached
 from triptych.records import Record
 from triptych.study import StudyConfig
 
-Kind = Literal["language model", "reward model", "vision model", "data set", "images", "folder", "program"]
+Kind = Literal[
+    "language model", "reward model", "vision model", "data set", "images", "activations", "folder", "program"
+]
 MODELS: tuple[Kind, ...] = ("language model", "reward model", "vision model")
 DATA: tuple[Kind, ...] = ("data set", "images")
 State = Literal["in the package", "here", "cached", "offered", "missing"]
@@ -75,12 +78,24 @@ def _named(config: StudyConfig) -> Iterator[Wanted]:
             yield Wanted("reward model", str(decoding.reward_model), "decoding.reward_model")
     yield from _named_by_training(config)
     yield from _named_by_audits(config)
-    if (dictionaries := config.dictionaries) is not None:
+    if (dictionaries := config.dictionaries) is not None and dictionaries.matrices is not None:
+        yield from _matrices(dictionaries.matrices)
+    elif dictionaries is not None:
         yield Wanted("images", dictionaries.images, "dictionaries.images")
         if dictionaries.test_images is not None:
             yield Wanted("images", dictionaries.test_images, "dictionaries.test_images")
         for name, site in dictionaries.models.items():
             yield Wanted("vision model", site.source, f"dictionaries.models.{name}")
+
+
+def _matrices(matrices: MatricesConfig) -> Iterator[Wanted]:
+    """A file once, whichever matrices of it are named."""
+    for part, named in (("train", matrices.train), ("test", matrices.test)):
+        for name, matrix in named.items():
+            yield Wanted("activations", matrix.file, f"dictionaries.matrices.{part}.{name}")
+    for key, labels in (("labels", matrices.labels), ("test_labels", matrices.test_labels)):
+        if labels is not None:
+            yield Wanted("activations", labels.file, f"dictionaries.matrices.{key}")
 
 
 def _named_by_training(config: StudyConfig) -> Iterator[Wanted]:

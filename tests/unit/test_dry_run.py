@@ -13,7 +13,7 @@ from triptych.dictionaries.arms import arms
 from triptych.doctor import FIXED_SECONDS, GPU_OPERATIONS, PARAMETERS, recipe_cost
 from triptych.dry_run import Plan, missing_extras, needed_by_disk, plan_lines, plan_study, too_small
 from triptych.errors import ModelError
-from triptych.footprint import Share, dictionary_parameters, disk_shares, image_counts, memory_shares
+from triptych.footprint import Share, dictionary_parameters, disk_shares, memory_shares, row_counts
 from triptych.inputs import Found, look_up, parameters_of, wanted_inputs
 from triptych.models import hub
 from triptych.models.hub import Offer, ask_for
@@ -133,7 +133,7 @@ def test_widths_of_backbones_are_those_configured() -> None:
     assert disk["activations"].n_bytes == 10_000 * (256 + 192) * 4
     assert "resnet 256, vit 192" in disk["activations"].how
     assert config.dictionaries is not None
-    assert image_counts(config.dictionaries) == (8000, 2000)
+    assert row_counts(config.dictionaries) == (8000, 2000)
 
 
 def test_limits_and_grids_count() -> None:

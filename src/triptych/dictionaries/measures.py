@@ -20,7 +20,7 @@ from triptych.dictionaries.coder import UniversalSAE
 from triptych.dictionaries.codes import FloatArray, Reading
 from triptych.dictionaries.matching import MATCHED, match
 from triptych.dictionaries.reconstruction import r_squared, r_squared_estimate, ratio_estimate
-from triptych.dictionaries.records import SPECIFIC, UNIVERSAL, DictionaryRecord, Role
+from triptych.dictionaries.records import SPECIFIC, UNIVERSAL, DictionaryRecord, Kind, Role
 from triptych.dictionaries.universality import (
     BoolArray,
     CoFiring,
@@ -78,6 +78,28 @@ def _one_row_an_image(codes: Sequence[sparse.csr_matrix], place: IntArray) -> li
 # --- features.parquet -------------------------------------------------------------------------------------------------
 
 
+class Kinds(NamedTuple):
+    """What each latent is to the models that share it: an entry a latent."""
+
+    kinds: list[Kind]
+    specific_to: list[str | None]
+    """The model, of specific latents."""
+
+
+def kinds_of(facts: Facts) -> Kinds:
+    """Universal, partial, specific or dead; of one model alone every live latent is specific to it."""
+    kinds: list[Kind] = []
+    for entropy, is_dead in zip(facts.entropy.tolist(), facts.counts.dead.tolist(), strict=True):
+        if is_dead:
+            kinds.append("dead")
+        elif entropy > UNIVERSAL:
+            kinds.append("universal")
+        else:
+            kinds.append("specific" if entropy < SPECIFIC or len(facts.names) == 1 else "partial")
+    owners = [facts.names[place] for place in facts.counts.fires.argmax(0).tolist()]
+    return Kinds(kinds, [owner if kind == "specific" else None for kind, owner in zip(kinds, owners, strict=True)])
+
+
 def feature_table(facts: Facts, labels: Sequence["Label | None"] | None = None) -> pa.Table:
     """One row a latent."""
     counts, tested = facts.counts, facts.tested
@@ -91,8 +113,11 @@ def feature_table(facts: Facts, labels: Sequence["Label | None"] | None = None) 
     columns["co_fires"] = counts.together
     columns["co_fire_chance"] = counts.chance
     columns["p_value"] = _nullable(chance_pvalues(tested))
-    columns["confirmed"] = facts.is_confirmed
+    kinds, specific_to = kinds_of(facts)
     columns["dead"] = counts.dead
+    columns["kind"] = pa.array(kinds, pa.string())
+    columns["specific_to"] = pa.array(specific_to, pa.string())
+    columns["confirmed"] = facts.is_confirmed
     columns["label"] = pa.array([None if one is None else one.text for one in labels or [None] * n], pa.string())
     columns["label_auroc"] = pa.array(
         [None if one is None else one.auroc for one in labels or [None] * n], pa.float64()
@@ -110,6 +135,10 @@ def _nullable(values: FloatArray) -> pa.Array:
 def metrics_of(facts: Facts, loss: float) -> dict[str, Any]:
     """The plain figures of one dictionary; `alignment_tax` is for whoever knows the independent ones."""
     counted = classes(facts.entropy, facts.is_confirmed)
+    if len(facts.names) == 1:
+        # Without an entropy, and yet alive.
+        dead = int(facts.counts.dead.sum())
+        counted = counted._replace(specific=len(facts.entropy) - dead, dead=dead)
     reading = facts.reading
     return {
         "r2": _matrix(facts, reading.spread),

@@ -1,11 +1,13 @@
 """What the interpretation panel is to do: its configuration."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from triptych.config import Config
 from triptych.dictionaries.backbones import BackboneConfig
+from triptych.dictionaries.matrices import MatrixConfig
 from triptych.dictionaries.settings import UniversalConfig
 from triptych.dictionaries.visualisation import MaximisationConfig
 from triptych.models.sites import Pooling
@@ -13,6 +15,10 @@ from triptych.models.sites import Pooling
 Baseline = Literal["other_update", "independent", "independent_equal_updates", "sparc"]
 Null = Literal["shuffled", "same"]
 RESERVED = ("shuffled", "same", "all")
+MATRIX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Of the models of matrices: names stand in columns, files and folders."""
+OF_IMAGES = ("images", "test_images", "on_corrupt", "backbones", "models", "grid", "dtype", "activations")
+"""Keys that say nothing where activations are given as matrices."""
 
 
 class SiteConfig(Config):
@@ -37,18 +43,53 @@ class PicturesConfig(Config):
     maximisation: MaximisationConfig | None = MaximisationConfig()
 
 
+class MatricesConfig(Config):
+    """Activations as matrices in files: row n of each is of the same thing, whichever model it went through."""
+
+    train: dict[str, MatrixConfig]
+    """Name → matrix."""
+    test: dict[str, MatrixConfig] = Field(default_factory=dict)
+    """The same names on held-out rows; empty: `test_share` of the rows are held out."""
+    labels: MatrixConfig | None = None
+    """A label a row of `train`, for the agreement of latents with labels on the rows held out of it."""
+    test_labels: MatrixConfig | None = None
+    """A label a row of `test`."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "MatricesConfig":
+        for name in self.train:
+            if MATRIX_NAME.fullmatch(name) is None or name in RESERVED:
+                raise ValueError(
+                    f"name '{name}' cannot be used: letters, digits, '-' and '_' can, but for {', '.join(RESERVED)}"
+                )
+        if len({name.casefold() for name in self.train}) < len(self.train):
+            raise ValueError("two names differ in capitals alone, which folders may not tell apart; rename one")
+        if self.test and set(self.test) != set(self.train):
+            raise ValueError(
+                f"held-out activations are of {', '.join(self.test)} and those to train on of {', '.join(self.train)}; "
+                "name the same models in both"
+            )
+        if self.test_labels is not None and not self.test:
+            raise ValueError("test_labels are of held-out activations, and there are none; give labels instead")
+        if self.labels is not None and self.test and self.test_labels is None:
+            raise ValueError("latents are compared with labels of held-out rows alone; give test_labels")
+        return self
+
+
 class DictionariesConfig(Config):
     """One dictionary that several vision models share, what it is compared with, and what is shown of it."""
 
+    matrices: MatricesConfig | None = None
+    """Activations of one's own, in the place of images and models."""
     images: str = "starter"
     """`starter`, a hub data set, a Parquet file, or a folder of class folders."""
     test_images: str | None = None
     """The held-out images, where they lie elsewhere."""
     limit: int | None = Field(default=None, ge=2)
-    """Training images, drawn at random."""
+    """Training images or rows, drawn at random."""
     test_limit: int | None = Field(default=None, ge=2)
     test_share: float = Field(default=0.2, gt=0, lt=1)
-    """Of the images, where no test split says which are held out."""
+    """Of the images or rows, where nothing says which are held out."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     backbones: BackboneConfig | None = None
     """Two small models, trained on the images' labels on the spot; in the place of `models`, or beside them."""
@@ -79,6 +120,18 @@ class DictionariesConfig(Config):
 
     @model_validator(mode="after")
     def _enough_models(self) -> "DictionariesConfig":
+        if self.matrices is not None:
+            fields = type(self).model_fields
+            if also := [
+                key for key in OF_IMAGES if getattr(self, key) != fields[key].get_default(call_default_factory=True)
+            ]:
+                raise ValueError(f"activations are given as matrices, and {also[0]} as well; leave out one of them")
+            if len(self.names) < 2:
+                raise ValueError(
+                    f"a shared dictionary needs at least two models, and only {', '.join(self.names) or 'none'} has "
+                    "activations; give those of another on the same rows"
+                )
+            return self
         if self.backbones is not None and set(self.models) & {"resnet", "vit"}:
             raise ValueError("models called 'resnet' or 'vit' clash with the trained backbones; choose other names")
         if len(self.names) < 2:
@@ -88,4 +141,6 @@ class DictionariesConfig(Config):
     @property
     def names(self) -> tuple[str, ...]:
         """Of all models, in order."""
+        if self.matrices is not None:
+            return tuple(self.matrices.train)
         return (*(("resnet", "vit") if self.backbones is not None else ()), *self.models)

@@ -4,6 +4,7 @@ Files of a run directory, below `dictionaries/`:
 
     backbones/<model>/          config.json, model.safetensors, preprocessor_config.json, training.json (BackboneRecord)
     activations/<split>/<model>/   store.json and shards (`triptych.dictionaries.store`)
+    matrices.json               a list of MatrixRecord, where activations were given as matrices
     <dictionary>/               config.json, model.safetensors, features.parquet, agreement.parquet, metrics.json
     universal/images/           PNG files and index.json (a list of LatentPictures)
     universal/tops.parquet, universal/thumbnails.parquet   what every latent fires on (`triptych.dictionaries.tops`)
@@ -18,6 +19,7 @@ from triptych.records import Estimate, Record
 FOLDER = "dictionaries"
 MEASURES = f"{FOLDER}/measures.json"
 TRAINED = f"{FOLDER}/dictionaries.json"
+MATRICES = f"{FOLDER}/matrices.json"
 MAIN = "universal"
 """The folder of the dictionary that pictures and tables are about."""
 TOPS, THUMBNAILS = "tops.parquet", "thumbnails.parquet"
@@ -43,6 +45,10 @@ the null of a model against itself.
 """
 
 
+Kind = Literal["universal", "partial", "specific", "dead"]
+"""What a latent is to the models that share it: the column `kind` of `features.parquet`."""
+
+
 class TrainedRecord(Record):
     """One trained dictionary: an entry of `dictionaries/dictionaries.json`."""
 
@@ -60,6 +66,24 @@ class TrainedRecord(Record):
     loss: float
     """Mean over the last epoch of the training loss (the paper's `final loss`)."""
     seconds: float
+
+
+class MatrixRecord(Record):
+    """A file of activations or labels that was given: an entry of `dictionaries/matrices.json`."""
+
+    name: str
+    """Of its model, or of what labels say."""
+    part: Literal["train", "test", "labels"]
+    """Held-out rows of the same file as those to train on have no entry of their own."""
+    file: str
+    key: str | None
+    """Tensor or column; None where the file holds one matrix without a name."""
+    rows: int
+    width: int
+    dtype: str
+    """As in the file."""
+    fingerprint: str
+    """Of all values."""
 
 
 class DictionaryRecord(Record):

@@ -26,9 +26,9 @@ from triptych.files import atomic_path, atomic_write_json
 from triptych.records import Record
 
 INFO = "store.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-StoredDtype = Literal["float32", "bfloat16"]
+StoredDtype = Literal["float32", "bfloat16", "float16"]
 
 
 class ShardInfo(Record):

@@ -1,7 +1,7 @@
 """The interpretation panel: from a configuration to `dictionaries/` in a run directory.
 
     interpret.backbones     backbones/resnet, backbones/vit      where they are trained on the spot
-    interpret.activations   activations/{train,test}/<model>/
+    interpret.activations   activations/{train,test}/<model>/; matrices.json and activations/labels.parquet of matrices
     interpret.training      <dictionary>/config.json, model.safetensors; dictionaries.json
     interpret.measuring     <dictionary>/metrics.json, features.parquet, agreement.parquet; measures.json
     interpret.pictures      universal/images/, tops.parquet, thumbnails.parquet
@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from triptych.data.images import ImageSplit, load_images
+from triptych.data.images import Factor, ImageSplit, load_images
 from triptych.dictionaries.arms import Arm, arms
 from triptych.dictionaries.backbones import train_backbones
 from triptych.dictionaries.coder import UniversalSAE
 from triptych.dictionaries.codes import read_rows
 from triptych.dictionaries.extraction import extract
+from triptych.dictionaries.matrix_stores import RowNames, check_matrices, copy_matrices, open_matrices, stored_factors
 from triptych.dictionaries.measures import (
     Facts,
     SelfR2,
@@ -52,14 +53,16 @@ from triptych.dictionaries.records import (
     TRAINED,
     UNIVERSAL,
     DictionaryRecord,
+    MatrixRecord,
     TrainedRecord,
 )
 from triptych.dictionaries.rows import PairedRows
 from triptych.dictionaries.store import ActivationStore, matching_rows
-from triptych.dictionaries.tops import write_tops
+from triptych.dictionaries.tops import top_table, write_top_table, write_tops
 from triptych.dictionaries.training import Trained, train_universal_sae
 from triptych.dictionaries.visualisation import Driven, MaximisationConfig, maximise
 from triptych.files import atomic_path, atomic_write_json, read_records_json, write_records_json
+from triptych.models.loading import resolve_device
 from triptych.models.vision import VisionModel, load_vision_model, resolve_vision_source
 from triptych.progress import progress
 from triptych.runs import RunDirectory
@@ -78,6 +81,8 @@ class Interpretation(NamedTuple):
     seed: int
     run: RunDirectory
     show_progress: bool
+    checked: tuple[MatrixRecord, ...] = ()
+    """The matrices that were given, if any, once their values have been read."""
 
     def images(self) -> ImageSplit:
         config = self.config
@@ -106,6 +111,15 @@ class Interpretation(NamedTuple):
             for name, site in {**trained, **config.models}.items()
         }
 
+    @property
+    def has_images(self) -> bool:
+        """Whether rows are of images, and not of matrices that were given."""
+        return self.config.matrices is None
+
+    def factors(self) -> Mapping[str, Factor]:
+        """What is labelled, by the number of a held-out image or row."""
+        return self.images().test.factors if self.has_images else stored_factors(self.activations)
+
     def folder(self, arm: Arm) -> Path:
         return self.run.path / FOLDER / arm.name
 
@@ -127,7 +141,11 @@ def run_interpretation(panel: Interpretation) -> bool:
     Raises an `InputError` for images, models and settings that cannot be used, as far as that can be told before
     anything is made.
     """
-    if not panel.run.is_done("interpret.activations"):
+    is_copied = panel.run.is_done("interpret.activations")
+    if not panel.has_images:
+        checked = check_matrices(panel.config, panel.run.path, panel.seed, is_copied=is_copied)
+        panel = panel._replace(checked=tuple(checked))
+    elif not is_copied:
         # Before backbones are trained for a minute.
         panel.images()
         for site in panel.config.models.values():
@@ -152,6 +170,10 @@ def _backbones(panel: Interpretation) -> None:
 
 
 def _activations(panel: Interpretation) -> None:
+    if not panel.has_images:
+        opened = open_matrices(panel.config, panel.seed)
+        copy_matrices(opened, panel.checked, panel.run.path, panel.activations, show_progress=panel.show_progress)
+        return
     images, models = panel.images(), panel.models()
     for split, chosen in images._asdict().items():
         extract(
@@ -230,7 +252,7 @@ def _finish(panel: Interpretation, arm: Arm, trained: Trained) -> None:
 
 
 def _measure(panel: Interpretation) -> None:
-    images, stores, planned = panel.images(), panel.stores("test"), arms(panel.config)
+    factors, stores, planned = panel.factors(), panel.stores("test"), arms(panel.config)
     whole: dict[str, Any] = {name: store.load() if _fits(stores) else store for name, store in stores.items()}
     of_rows = next(iter(stores.values())).images_of_rows().numpy()
     losses = {one.name: one.loss for one in read_records_json(panel.run.path / TRAINED, TrainedRecord)}
@@ -257,8 +279,8 @@ def _measure(panel: Interpretation) -> None:
             if arm.role == "universal":
                 records += _compare(panel, arm, sae, facts, metrics, alone)
             labels = None
-            if arm.role in ("universal", "other_update", "sparc") and images.test.factors:
-                found = agreements(facts, images.test.factors, np.unique(of_rows))
+            if arm.role in ("universal", "other_update", "sparc") and factors:
+                found = agreements(facts, factors, np.unique(of_rows))
                 records += agreement_records(arm.role, arm.seed, facts, found)
                 labels = labels_of(facts, found)
                 _write_table(panel.folder(arm) / AGREEMENT, agreement_table(facts, found))
@@ -308,13 +330,17 @@ def _pictures(panel: Interpretation) -> None:
     if wanted is None:
         return
     folder = panel.run.path / FOLDER / MAIN
-    stores, images, models = panel.stores("test"), panel.images().test, panel.models()
-    sae = UniversalSAE.load(folder).to(next(iter(models.values())).device)
+    stores = panel.stores("test")
+    sae = UniversalSAE.load(folder).to(resolve_device(panel.device))
     rows = PairedRows(dict(stores))
     codes = dict(zip(sae.names, read_rows(sae, rows).codes, strict=True))
     features = _features(folder, sae.names)
     of_rows = next(iter(stores.values())).images_of_rows().numpy()
     live = np.flatnonzero(np.sum(list(features.fires.values()), axis=0)).tolist()
+    if not panel.has_images:
+        write_top_table(folder, top_table(codes, live, of_rows, RowNames(int(of_rows.max()) + 1, panel.factors())))
+        return
+    images, models = panel.images().test, panel.models()
     write_tops(folder, codes, live, of_rows, images, show_progress=panel.show_progress)
     picks = pick_latents(features, universal=wanted.universal, specific=wanted.specific)
     driven = _maximised(panel, wanted.maximisation, models, sae, picks)

@@ -59,6 +59,11 @@ def write_tops(
     """
     table = top_table(codes, live, images_of_rows, images.ids)
     _write_thumbnails(folder / THUMBNAILS, np.unique(table["row"].to_numpy()).tolist(), images, show_progress)
+    write_top_table(folder, table)
+
+
+def write_top_table(folder: Path, table: pa.Table) -> None:
+    """`tops.parquet` alone: rows that are no images have no thumbnails."""
     with atomic_path(folder / TOPS) as temporary:
         pq.write_table(table, temporary)
 

@@ -3,6 +3,8 @@
 Not here: where the values come from (`concepts`).
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, Field
 
 from triptych.explorer import paging
@@ -61,6 +63,8 @@ class Overview(BaseModel):
     entropy_histogram: EntropyHistogram
     null_histogram: dict[str, list[int]] | None
     factors: list[FactorValues]
+    unit: Literal["image", "row"]
+    """What a held-out row is."""
     pictured: list[int]
     thresholds: dict[str, float]
 
@@ -82,6 +86,8 @@ class LatentRow(BaseModel):
 
     latent: int
     cls: ClassName
+    specific_to: str | None
+    """The model that a specific latent is of."""
     confirmed: bool
     """Fires together more often than by chance, whatever its class."""
     entropy: float | None
@@ -108,9 +114,10 @@ class AgreementRow(BaseModel):
 
 
 class ShownImage(BaseModel):
-    """An image on which the latent fires, or that drives it."""
+    """An image or row on which the latent fires, or an image that drives it."""
 
-    url: str
+    url: str | None
+    """None of a row that is no image."""
     activation: float | None
     image_id: str | None
 
@@ -128,6 +135,7 @@ class LatentDetail(BaseModel):
 
     latent: int
     cls: ClassName
+    specific_to: str | None
     confirmed: bool
     entropy: float | None
     fires: dict[str, int]
@@ -138,6 +146,8 @@ class LatentDetail(BaseModel):
     label: str | None
     label_auroc: float | None
     agreement: list[AgreementRow]
+    unit: Literal["image", "row"]
+    """What a held-out row is."""
     images: dict[str, ModelImages]
     previous: int | None
     next: int | None

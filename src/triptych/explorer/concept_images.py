@@ -1,7 +1,7 @@
 """Which image files show what a latent fires on: pictures of a few latents, thumbnails for all of them.
 
     dictionaries/universal/images/index.json     pictures of the latents that were picked, the files beside it
-    dictionaries/universal/tops.parquet          the images on which each live latent fires most
+    dictionaries/universal/tops.parquet          the images (or rows) on which each live latent fires most
     dictionaries/universal/thumbnails.parquet    these images, made small
 
 Any of them may be absent. A name or number from outside only ever looks something up that these files list. Not here:
@@ -44,9 +44,10 @@ class Encoded(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """An image on which a latent fires, or that drives it, and where it is served."""
+    """An image or row on which a latent fires, or an image that drives it, and where it is served."""
 
-    url: str
+    url: str | None
+    """None of a row that is no image."""
     activation: float
     image_id: str | None
 
@@ -131,7 +132,10 @@ def _as_image(data: Any) -> Encoded | None:
 class ConceptImages:
     """All images of a run's latents."""
 
-    def __init__(self, run_dir: Path, pictures: Iterable[LatentPictures], models: Sequence[str]) -> None:
+    def __init__(
+        self, run_dir: Path, pictures: Iterable[LatentPictures], models: Sequence[str], *, has_images: bool = True
+    ) -> None:
+        self._has_images = has_images
         self._folder = run_dir / IMAGES
         self._pictures: Mapping[int, LatentPictures] = {one.latent: one for one in pictures if one.pictures}
         tops, thumbnails = (run_dir / OWN / name for name in (TOPS, THUMBNAILS))
@@ -144,14 +148,16 @@ class ConceptImages:
         return list(self._pictures)
 
     def shots(self, latent: int, model: str) -> Shots:
-        """A picked latent's pictures, else thumbnails of the images on which it fires most."""
+        """A picked latent's pictures, else thumbnails or names of what it fires on most."""
         record = self._pictures.get(latent)
         own = [one for one in record.pictures if one.model == model] if record is not None else []
         top, heat, maximised = (_of_kind(own, kind) for kind in ("top", "heat", "maximised"))
         return Shots(top or self.thumbnails(latent, model), heat, maximised)
 
     def thumbnails(self, latent: int, model: str, n: int | None = None) -> list[Shot]:
-        """At most n, the strongest first."""
+        """At most n, the strongest first; of a run without images, rows by name."""
+        if self._tops is not None and not self._has_images:
+            return [Shot(None, activation, name) for _, activation, name in self._tops.of(latent, model)[:n]]
         if self._tops is None or self._thumbnails is None:
             return []
         found = [one for one in self._tops.of(latent, model) if one[0] in self._thumbnails]

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from fastapi import APIRouter, HTTPException, Query, Response
 
-from triptych.dictionaries.records import FOLDER, MEASURES, SPECIFIC, THUMBNAILS, TOPS, TRAINED, UNIVERSAL
+from triptych.dictionaries.records import FOLDER, MATRICES, MEASURES, SPECIFIC, THUMBNAILS, TOPS, TRAINED, UNIVERSAL
 from triptych.errors import DataError, InputError, MissingInputError
 from triptych.explorer import paging
 from triptych.explorer.concept_answers import (
@@ -56,7 +56,7 @@ TOPICS = {
     ("One dictionary", "A dictionary"): "What it explains",
     ("Sharing costs", "What sharing"): "What sharing costs",
     ("By firing entropy",): "What is universal",
-    ("Trained on images", "Of a model", "No null"): "What chance would give",
+    ("Trained on", "Of a model", "No null"): "What chance would give",
     ("From one model",): "What the update does",
     ("Brackets",): "Intervals",
 }
@@ -98,6 +98,7 @@ class Concepts:
             ),
             null_histogram=None if shuffled is None else {"shuffled": _histogram(shuffled)},
             factors=[FactorValues(name=name, values=values) for name, values in self.known.factors.items()],
+            unit=self.run.unit,
             pictured=[latent for latent in self.images.pictured if latent in self.known.places],
             thresholds={"universal": UNIVERSAL, "specific": SPECIFIC},
         )
@@ -132,7 +133,10 @@ class Concepts:
 
     def _row(self, place: int) -> LatentRow:
         number = int(self.known.latents.numbers[place])
-        urls = {name: [shot.url for shot in self._few(number, model)] for model, name in self.names.items()}
+        urls = {
+            name: [shot.url for shot in self._few(number, model) if shot.url is not None]
+            for model, name in self.names.items()
+        }
         return LatentRow(**self._common(place), thumbnails=urls)
 
     def _few(self, number: int, model: str) -> list[Shot]:
@@ -153,6 +157,7 @@ class Concepts:
                 AgreementRow(factor=one.factor, value=one.value, auroc=one.auroc, model=self._name(one.model))
                 for one in best
             ],
+            unit=self.run.unit,
             images={name: self._images(number, model) for model, name in self.names.items()},
             previous=previous,
             next=following,
@@ -165,6 +170,7 @@ class Concepts:
         return {
             "latent": int(latents.numbers[place]),
             "cls": self.known.class_at(place),
+            "specific_to": self._name(latents.specific_to[place]),
             "confirmed": bool(latents.confirmed[place]),
             "entropy": _number(latents.entropies[place]),
             "co_fires": int(latents.co_fires[place]),
@@ -221,7 +227,7 @@ def read_concepts(run_dir: Path) -> Concepts | None:
         if run is None:
             return None
         models = tuple(run.latents.fires) if run.latents is not None else run.models
-        images = ConceptImages(run_dir, run.pictures, models)
+        images = ConceptImages(run_dir, run.pictures, models, has_images=run.unit == "image")
         return Concepts(run, read_latents(run, images.pictured), images, shown_names(models))
     except InputError:
         raise
@@ -238,7 +244,7 @@ def concepts_router(run_dir: Path) -> APIRouter:
     What is unknown or damaged is a MissingInputError or DataError, for the application to answer.
     """
     files = [f"{OWN}/{name}" for name in (FEATURES, TOPS, THUMBNAILS)]
-    parts = (MEASURES, TRAINED, AGREEMENT, f"{IMAGES}/index.json", *files)
+    parts = (MEASURES, TRAINED, MATRICES, AGREEMENT, f"{IMAGES}/index.json", *files)
     pages = _Pages(Fresh([run_dir / part for part in parts], lambda: read_concepts(run_dir)))
     router = APIRouter(prefix=BASE, tags=["concepts"])
     routes: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {

@@ -10,7 +10,7 @@ from triptych.reports import dictionaries_tables as tables
 from triptych.reports import format as fmt
 from triptych.reports.dictionaries_findings import findings
 from triptych.reports.dictionaries_glossary import DICTIONARY_TERMS, FEATURE_TERMS, ROLE_TERMS, describe_measure
-from triptych.reports.dictionaries_inputs import IMAGES, Dictionaries, read_dictionaries
+from triptych.reports.dictionaries_inputs import IMAGES, TOPS_FILE, Dictionaries, read_dictionaries
 from triptych.reports.differences import dictionaries_differences
 from triptych.reports.digests import dictionaries_digest
 from triptych.reports.figures import DICTIONARY_FIGURES, Rendered, render
@@ -36,8 +36,8 @@ INTRO_6 = (
 )
 INTRO_COUNTS = (
     "Firing entropy compares how often models fire a latent, never on what: two models that share nothing may fire it "
-    "equally often and get an entropy near 1. The null with shuffled images shows how "
-    "many latents do; confirmed ones fire together on more images than such a coincidence would give."
+    "equally often and get an entropy near 1. The null with shuffled {unit}s shows how "
+    "many latents do; confirmed ones fire together on more {unit}s than such a coincidence would give."
 )
 
 
@@ -87,7 +87,9 @@ def _rates(run: Dictionaries) -> dict[str, str]:
 
 
 def _latents_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
-    body = render_tables([tables.counts_table(run)], INTRO_COUNTS, MEASURES) + render_figures(drawn)
+    body = render_tables([tables.counts_table(run)], INTRO_COUNTS.format(unit=run.unit), MEASURES) + render_figures(
+        drawn
+    )
     listed = tables.latents_table(run)
     if listed is not None:
         body += render_tables([listed])
@@ -95,7 +97,14 @@ def _latents_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
 
 
 def _pictures_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
-    body = fill("dictionaries_pictures.html.j2", figures=drawn, n_latents=len(run.pictures), folder=IMAGES)
+    body = fill(
+        "dictionaries_pictures.html.j2",
+        figures=drawn,
+        n_latents=len(run.pictures),
+        folder=IMAGES,
+        unit=run.unit,
+        tops=TOPS_FILE,
+    )
     return Part("pictures", "Pictures of latents", body)
 
 
@@ -106,10 +115,15 @@ def _factors_part(run: Dictionaries, drawn: list[Rendered]) -> Part:
 
 
 def _training_parts(run: Dictionaries) -> Iterator[Part]:
+    if (matrices := tables.matrices_table(run)) is not None:
+        yield Part("matrices", "Activations that were given", render_tables([matrices]))
     if (quality := tables.quality_table(run)) is not None:
         yield Part("training", "Training and matching", render_tables([quality], file=MEASURES))
     backbones = tables.backbones_table(run)
-    sentence = "" if backbones else "No backbone was trained in this run: the models came trained, from elsewhere."
+    if run.matrices:
+        sentence = "This run has no backbones: its activations were given as matrices."
+    else:
+        sentence = "" if backbones else "No backbone was trained in this run: the models came trained, from elsewhere."
     yield Part("backbones", "Backbones", render_tables([backbones] if backbones else [], sentence))
     if (costs := tables.costs_table(run)) is not None:
         total = sum(one.seconds for one in run.trained)
@@ -131,6 +145,7 @@ def _methods_part(run: Dictionaries) -> Part:
         definitions=[(term.axis, term.definition) for term in terms],
         roles=[(tables.named_role(run, role), ROLE_TERMS[role]) for role in run.roles if role in ROLE_TERMS],
         n_seeds=len(run.seeds),
+        unit=run.unit,
         methods=sorted({estimate.method for estimate in estimates if estimate.low is not None}),
         without=sorted({why_no_interval(estimate) for estimate in estimates if estimate.low is None}),
     )

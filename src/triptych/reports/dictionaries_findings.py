@@ -13,7 +13,7 @@ from triptych.reports.dictionaries_inputs import Dictionaries, Key
 from triptych.reports.dictionaries_paper import ways
 from triptych.reports.dictionaries_tables import count_in_words
 
-NULL_NAMES = {"shuffled": "Trained on images that do not correspond", "same": "Of a model and itself"}
+NULL_NAMES = {"shuffled": "Trained on {unit}s that do not correspond", "same": "Of a model and itself"}
 
 
 def findings(run: Dictionaries) -> tuple[str, ...]:
@@ -114,7 +114,8 @@ def _null(run: Dictionaries, role: str) -> Iterator[str]:
     if universal is None:
         return
     passing = f", {count_in_words(confirmed)} of them confirmed" if confirmed is not None else ""
-    yield f"{NULL_NAMES[role]}, {count_in_words(universal)} latents are universal by entropy{passing}."
+    trained = NULL_NAMES[role].format(unit=run.unit)
+    yield f"{trained}, {count_in_words(universal)} latents are universal by entropy{passing}."
 
 
 def _what_the_update_does(run: Dictionaries) -> Iterator[str]:
@@ -132,6 +133,8 @@ def _by_update(run: Dictionaries) -> dict[str, str]:
 def _what_brackets_are(run: Dictionaries) -> Iterator[str]:
     if any(row.estimate.low is not None for row in run.measures):
         over = (
-            f"over {len(run.seeds):,} seeds" if len(run.seeds) > 1 else "over held-out images (this run has one seed)"
+            f"over {len(run.seeds):,} seeds"
+            if len(run.seeds) > 1
+            else f"over held-out {run.unit}s (this run has one seed)"
         )
         yield f"Brackets are 95{fmt.NBSP}% intervals {over}."

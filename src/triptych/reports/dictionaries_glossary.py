@@ -106,7 +106,7 @@ DICTIONARY_TERMS: dict[str, TermInfo] = {
 FEATURE_TERMS: dict[str, str] = {
     "fires": "A latent fires on a row for a model when its code from that model’s encoder is above 0 after the "
     "sparsifier, which keeps the top k unless the run’s configuration says otherwise. A row is an image, or a place in "
-    "an image where features are spatial.",
+    "an image where features are spatial; of activations that were given as matrices, one of their rows.",
     "firing entropy": "−Σ p log p / log M over the M models, p the share that a model has in all firings of the "
     "latent: 1 where all models fire it equally often, 0 where one alone does.",
     "co-fires": "|C|: rows on which every model fires the latent. By chance: rows times the product of the models’ "
@@ -122,7 +122,7 @@ ROLE_NAMES: dict[str, str] = {
     "independent": "independent, equal steps",
     "independent_equal_updates": "independent, equal updates",
     "sparc": "shared, joint top k (SPARC)",
-    "shuffled": "null: images shuffled",
+    "shuffled": "null: {unit}s shuffled",
     "same": "null: a model and itself",
 }
 ROLE_TERMS: dict[str, str] = {
@@ -134,8 +134,8 @@ ROLE_TERMS: dict[str, str] = {
     "independent": "A dictionary of one model alone.",
     "sparc": "The top k are chosen once for all models, by their summed logits: models then fire the same latents by "
     "construction, and neither entropy nor co-firing is evidence.",
-    "shuffled": "Trained on rows that do not correspond: each model sees images in an order of its own. What is found "
-    "here is found without any correspondence.",
+    "shuffled": "Trained on rows that do not correspond: each model sees images (or rows) in an order of its own. What "
+    "is found here is found without any correspondence.",
     "same": "A model and itself as two models: everything could be shared, so that this is the most that can be found.",
 }
 
@@ -146,9 +146,12 @@ def describe_measure(metric: str) -> TermInfo:
     return known or TermInfo(metric.replace("_", " "), "", "Not described by this version of the report.")
 
 
-def role_name(role: str, updates: dict[str, str] | None = None) -> str:
-    """What a role is called; of the two shared dictionaries with their update, where it is known."""
+def role_name(role: str, updates: dict[str, str] | None = None, unit: str = "image") -> str:
+    """What a role is called; of the two shared dictionaries with their update, where it is known.
+
+    `unit` is what a held-out row is of.
+    """
     update = (updates or {}).get(role)
     if update:
         return f"shared, update = {neutralise(update)}"
-    return ROLE_NAMES.get(role) or neutralise(role)
+    return ROLE_NAMES[role].format(unit=unit) if role in ROLE_NAMES else neutralise(role)

@@ -6,6 +6,7 @@
     dictionaries/{shuffled,same}/features.parquet optional   the same of the two nulls; their entropies alone are read
     dictionaries/universal/images/index.json      optional   list of LatentPictures, the PNG files beside it
     dictionaries/backbones/*/training.json        optional   one BackboneRecord each
+    dictionaries/matrices.json                    optional   list of MatrixRecord
 
 Not here: statistics, and pixels (`triptych.reports.figures.latents`).
 """
@@ -25,13 +26,17 @@ from pydantic import ValidationError
 from triptych.dictionaries.records import (
     FOLDER,
     MAIN,
+    MATRICES,
     MEASURES,
     SPECIFIC,
+    TOPS,
     TRAINED,
     UNIVERSAL,
     BackboneRecord,
     DictionaryRecord,
+    Kind,
     LatentPictures,
+    MatrixRecord,
     Role,
     TrainedRecord,
 )
@@ -46,14 +51,17 @@ BoolArray = npt.NDArray[np.bool_]
 Class = Literal["universal", "mid", "specific"]
 
 IMAGES = f"{FOLDER}/{MAIN}/images"
+TOPS_FILE = f"{FOLDER}/{MAIN}/{TOPS}"
 FEATURES = "features.parquet"
 NULLS: tuple[Role, ...] = ("shuffled", "same")
 """Their folders are called so, too."""
+KINDS: dict[Class, Kind] = {"universal": "universal", "mid": "partial", "specific": "specific"}
+"""What classes are called in `features.parquet`."""
 FIRES = "fires_"
 MAX_NAME = 24
 """Characters of a model's name in tables, whose first column stays in place while others scroll."""
 REQUIRED = ("latent", "firing_entropy", "co_fires", "dead")
-OPTIONAL = ("co_fire_chance", "confirmed", "label", "label_auroc")
+OPTIONAL = ("co_fire_chance", "confirmed", "label", "label_auroc", "kind", "specific_to")
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
@@ -88,10 +96,16 @@ class Latents(NamedTuple):
     label_aurocs: FloatArray
     has_chances: bool
     """Whether `chances` and `confirmed` were recorded."""
+    kinds: tuple[str | None, ...]
+    """As the run that measured them decided; None where not recorded."""
+    specific_to: tuple[str | None, ...]
+    """The model that a specific latent is of."""
 
     def of_class(self, name: Class) -> BoolArray:
-        """Which live latents are of a class."""
-        return ~self.dead & class_of(self.entropies, name)
+        """Which live latents are of a class: as recorded, else by entropy."""
+        recorded = np.array([kind == KINDS[name] for kind in self.kinds], dtype=np.bool_)
+        unknown = np.array([kind is None for kind in self.kinds], dtype=np.bool_)
+        return ~self.dead & np.where(unknown, class_of(self.entropies, name), recorded)
 
     @property
     def n_dead(self) -> int:
@@ -115,6 +129,13 @@ class Dictionaries:
     """By role of a null: the entropies of its live latents."""
     pictures: tuple[LatentPictures, ...]
     backbones: tuple[BackboneRecord, ...]
+    matrices: tuple[MatrixRecord, ...] = ()
+    """Files of activations that were given in the place of images; empty where there were images."""
+
+    @property
+    def unit(self) -> Literal["image", "row"]:
+        """What is held out, and what latents fire on."""
+        return "row" if self.matrices else "image"
 
     @cached_property
     def _by_key(self) -> dict[Key, dict[int | None, Estimate]]:
@@ -235,6 +256,7 @@ def read_dictionaries(run_dir: Path) -> Dictionaries | None:
         null_entropies={role: found for role, found in nulls.items() if found is not None},
         pictures=_read_if_there(run_dir / IMAGES / "index.json", LatentPictures),
         backbones=tuple(_read_backbones(run_dir / FOLDER / "backbones")),
+        matrices=_read_if_there(run_dir / MATRICES, MatrixRecord),
     )
 
 
@@ -273,6 +295,8 @@ def _read_latents(path: Path, models: tuple[str, ...] | None) -> Latents | None:
         labels=tuple(rest["label"].to_pylist()) if "label" in present else (None,) * n,
         label_aurocs=_floats(rest, "label_auroc"),
         has_chances={"co_fire_chance", "confirmed"} <= set(present),
+        kinds=tuple(_values(rest, "kind", None)),
+        specific_to=tuple(_values(rest, "specific_to", None)),
     )
 
 

@@ -81,7 +81,7 @@ def dictionary_settings(run: Dictionaries) -> tuple[Setting, ...]:
     names = [run.named(model) for model in run.models]
     widths = reported()["usae.models"]
     own = {
-        "images": ("usae.dataset", config.get("images")),
+        "images": ("usae.dataset", "activations of its own" if run.matrices else config.get("images")),
         "latents": ("usae.latents", None if main is None else main.latents),
         "active latents": ("usae.k", None if main is None else main.k),
         "epochs of the dictionary": ("usae.epochs", lookup(config.get("universal") or {}, "epochs")),

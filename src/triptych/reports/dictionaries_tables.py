@@ -72,7 +72,7 @@ def _count_decimals(estimate: Estimate) -> int:
 
 def named_role(run: Dictionaries, role: str) -> str:
     """What a role is called in this run."""
-    return role_name(role, dict(run.updates()))
+    return role_name(role, dict(run.updates()), run.unit)
 
 
 # --- Latents ----------------------------------------------------------------------------------------------------------
@@ -153,7 +153,9 @@ def _class_name(latents: Latents, index: int) -> str:
     if latents.dead[index]:
         return "dead"
     classes: tuple[Class, ...] = ("universal", "specific")
-    return next((name for name in classes if latents.of_class(name)[index]), "in between")
+    name = next((name for name in classes if latents.of_class(name)[index]), "in between")
+    owner = latents.specific_to[index]
+    return name if owner is None else f"{name} to {shown_name(owner)}"
 
 
 def _label_cell(latents: Latents, index: int) -> Cell:
@@ -260,6 +262,31 @@ def _accuracy(backbone: BackboneRecord, factor: str) -> Cell:
     cell = audit_cell(backbone.accuracy.get(factor))
     chance = backbone.chance.get(factor)
     return cell if chance is None else cell._replace(note=f"{cell.note}; {fmt.number(chance, 3)}".removeprefix("; "))
+
+
+def matrices_table(run: Dictionaries) -> Table | None:
+    """The files of activations and labels that were given; None where there were images."""
+    if not run.matrices:
+        return None
+    parts = {"train": "to train on", "test": "held out", "labels": "labels"}
+    rows = tuple(
+        (
+            Cell(shown_name(matrix.name), parts[matrix.part]),
+            Cell(shown_name(matrix.file), shown_name(matrix.key or "")),
+            Cell(fmt.number(matrix.rows, 0)),
+            Cell(fmt.number(matrix.width, 0), matrix.dtype) if matrix.part != "labels" else NOTHING,
+            Cell(matrix.fingerprint),
+        )
+        for matrix in run.matrices
+    )
+    columns = (
+        Column("Model", "part"),
+        Column("file", "key"),
+        Column("rows", numeric=True),
+        Column("features", "dtype", numeric=True),
+        Column("fingerprint"),
+    )
+    return Table("dictionaries-matrices", "Files of activations", columns, rows)
 
 
 def costs_table(run: Dictionaries) -> Table | None:

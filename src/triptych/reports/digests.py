@@ -156,7 +156,7 @@ def _entropy_caution(run: Dictionaries) -> str:
     null = run.estimate(Measure("shuffled", "universal"))
     if null is None or null.mean is None:
         return "That a latent has a high firing entropy does not show a shared concept: no null was trained to tell."
-    trained = _uncapital(NULL_NAMES["shuffled"])
+    trained = _uncapital(NULL_NAMES["shuffled"].format(unit=run.unit))
     return (
         f"That a latent has a high firing entropy does not show a shared concept: {trained}, {count_in_words(null)} "
         "have one, too."

@@ -342,6 +342,7 @@ def test_rows_have_up_to_three_thumbnails_a_model(client: TestClient) -> None:
     assert rows[0] == {
         "latent": 0,
         "cls": "universal",
+        "specific_to": None,
         "confirmed": True,
         "entropy": 0.96,
         "co_fires": 30,
@@ -399,6 +400,7 @@ def test_a_latent(client: TestClient) -> None:
     assert found == {
         "latent": 0,
         "cls": "universal",
+        "specific_to": None,
         "confirmed": True,
         "entropy": 0.96,
         "fires": {A: 40, SHOWN_B: 60},
@@ -413,6 +415,7 @@ def test_a_latent(client: TestClient) -> None:
             {"factor": "hue", "value": "red", "auroc": 0.65, "model": SHOWN_B},
             {"factor": "shape", "value": SHOWN_VALUE, "auroc": 0.6, "model": SHOWN_B},
         ],
+        "unit": "image",
         "previous": None,
         "next": 7,
     }
@@ -635,3 +638,16 @@ def test_names_that_look_alike_are_numbered() -> None:
 def test_no_torch_is_loaded() -> None:
     code = "import sys, triptych.explorer.concepts; sys.exit('torch' in sys.modules)"
     assert run_process([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_recorded_kinds_go_before_entropies(tmp_path: Path) -> None:
+    main = write_run(tmp_path / "run") / "dictionaries" / "universal"
+    kinds = ["specific", "universal", *["partial"] * 4, "dead"]
+    table = features().append_column("kind", [kinds])
+    table = table.append_column("specific_to", [[B, *[None] * 6]])
+    table = table.set_column(table.column_names.index("dead"), "dead", [[kind == "dead" for kind in kinds]])
+    pq.write_table(table, main / "features.parquet")
+    client = client_of(tmp_path / "run")
+    assert get(client)["classes"] == {"universal": 1, "mid": 4, "specific": 1, "dead": 1}
+    first = get(client, f"/latents/{LATENTS[0]['latent']}")
+    assert (first["cls"], first["specific_to"]) == ("specific", SHOWN_B)

@@ -50,7 +50,7 @@ function filterForm(ctx, overview) {
     field("Factor", factors),
     field("Value", values),
     field("AUROC from", h("input", { type: "number", name: "min_auroc", min: "0", max: "1", step: "any" })),
-    field("Pictures", select("pictured", [["", "All"], ["true", "with large pictures"], ["false", "without"]], "")),
+    overview.pictured.length ? field("Pictures", select("pictured", [["", "All"], ["true", "with large pictures"], ["false", "without"]], "")) : null,
     field("Sort by", select("sort", SORTS, DEFAULTS.sort)),
     field("Order", select("order", [["asc", "ascending"], ["desc", "descending"]], DEFAULTS.order)),
     ),
@@ -70,22 +70,23 @@ function thumbnails(item, models) {
   );
 }
 
-function row(item, models) {
+function row(item, { models, unit }) {
   const label = item.label ? [foreign(item.label), ` (${number(item.label_auroc)})`] : "–";
   return h(
     "tr",
     { data: { row: item.latent }, onclick: followRow },
     h("th", { scope: "row", class: "name", "data-name": "Latent" }, h("a", { href: `#/concepts/${item.latent}`, data: { key: `row:${item.latent}` } }, `${item.latent}`)),
-    h("td", { "data-head": "Class" }, classBadge(item.cls), item.confirmed ? h("small", {}, "✓ confirmed") : null),
+    h("td", { "data-head": "Class" }, classBadge(item.cls), item.specific_to ? h("small", {}, "to ", foreign(item.specific_to)) : null, item.confirmed ? h("small", {}, "✓ confirmed") : null),
     h("td", { class: "number", "data-head": "Entropy" }, number(item.entropy)),
     ...models.map((model) => h("td", { class: "number", "data-head": `Fires, ${model}` }, count(item.fires[model]))),
     h("td", { class: "number", "data-head": "In all" }, count(item.co_fires)),
     h("td", { class: "whole", "data-head": "Label" }, label),
-    h("td", { class: "whole", "data-head": "Top images" }, thumbnails(item, models)),
+    unit === "image" ? h("td", { class: "whole", "data-head": "Top images" }, thumbnails(item, models)) : null,
   );
 }
 
-function table(answer, list, models) {
+function table(answer, list, overview) {
+  const { models } = overview;
   const head = h(
     "tr",
     {},
@@ -95,9 +96,9 @@ function table(answer, list, models) {
     ...models.map((model) => h("th", { scope: "col", class: "number" }, "Fires, ", foreign(model))),
     sortHead(list, "co_fires", "In all", { class: "number" }),
     sortHead(list, "label_auroc", "Label (AUROC)"),
-    h("th", { scope: "col" }, "Top images"),
+    overview.unit === "image" ? h("th", { scope: "col" }, "Top images") : null,
   );
-  return h("table", { class: "cards rows" }, h("caption", { class: "hidden" }, "Latents"), h("thead", {}, head), h("tbody", {}, ...answer.rows.map((item) => row(item, models))));
+  return h("table", { class: "cards rows" }, h("caption", { class: "hidden" }, "Latents"), h("thead", {}, head), h("tbody", {}, ...answer.rows.map((item) => row(item, overview))));
 }
 
 function classChips(overview, list) {
@@ -170,7 +171,7 @@ function histogramFigure(overview, state, list) {
         edges,
         counts,
         other: overview.null_histogram?.shuffled,
-        otherName: "the same with images shuffled between the models",
+        otherName: `the same with ${overview.unit}s shuffled between the models`,
         thresholds: overview.thresholds,
         classOf,
         isShown: (cls) => !state.cls || state.cls === cls,
@@ -196,7 +197,7 @@ export async function openLatents(ctx) {
     form,
     defaults: DEFAULTS,
     load: (params, signal) => get("/concepts/latents", params, signal),
-    draw: (answer) => table(answer, list, overview.models),
+    draw: (answer) => table(answer, list, overview),
     noun: ["latent"],
     empty: "No latent passes these filters. Take one of them back.",
   });
@@ -217,6 +218,7 @@ export async function openLatents(ctx) {
     body: [
       h("h1", { tabindex: "-1" }, "Concepts"),
       h("p", { class: "lead" }, `${plural(overview.n, "latent")} shared by ${overview.models.length} models; ${count(overview.confirmed)} of the universal ones fire together more often than chance would have it.`),
+      overview.unit === "row" ? h("p", { class: "muted" }, "This run has no images: its activations were given as matrices. The page of a latent lists the rows on which it fires most.") : null,
       chips.place,
       h("div", { class: "figures" }, points.element, bars.element),
       gallery(overview, pictured.rows),
@@ -255,9 +257,16 @@ function imageRow(model, [key, title, about], images) {
   return [h("h4", {}, title, " ", h("small", {}, about)), h("ul", { class: `pictures ${key}` }, ...shown)];
 }
 
+/** Rows that are no images: their names, and how strongly the latent fires on each. */
+function modelRows(models) {
+  const line = (row) => h("li", {}, h("span", { class: "piece" }, foreign(row.image_id ?? "a row")), " ", h("span", { class: "p" }, number(row.activation)));
+  return h("div", { class: "sides" }, ...models.map(([model, { top }]) => h("section", { "aria-label": `Top rows of ${model}` }, h("h3", {}, foreign(model)), h("ol", {}, ...top.map(line)))));
+}
+
 function modelImages(item) {
   const models = Object.entries(item.images).filter(([, images]) => ROWS.some(([key]) => images[key]?.length));
-  if (!models.length) return h("p", { class: "muted" }, "This latent has no pictures: the run kept those of some latents only.");
+  if (!models.length) return h("p", { class: "muted" }, item.unit === "row" ? "This latent fires on no held-out row." : "This latent has no pictures: the run kept those of some latents only.");
+  if (item.unit === "row") return modelRows(models);
   return h("div", { class: "sides" }, ...models.map(([model, images]) => h("section", { "aria-label": `Pictures of ${model}` }, h("h3", {}, foreign(model)), ...ROWS.map((one) => imageRow(model, one, images[one[0]])).flat())));
 }
 
@@ -265,20 +274,20 @@ function figures(item) {
   const models = Object.keys(item.fires);
   const line = (model) =>
     h("tr", {}, h("th", { scope: "row" }, foreign(model)), h("td", { class: "number" }, count(item.fires[model])), h("td", { class: "number" }, percent(item.cofire[model])), h("td", { class: "number" }, number(item.energy[model], 3)));
-  const head = ["Model", "Fires (images)", "Of these in all models", "Energy"].map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name));
+  const head = ["Model", `Fires (${item.unit}s)`, "Of these in all models", "Energy"].map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name));
   const chance = item.co_fire_chance === null || item.co_fire_chance === undefined ? "" : ` By chance it would be ${number(item.co_fire_chance, 1)}.`;
   return [
     h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Firing" }, h("table", {}, h("caption", { class: "hidden" }, "Firing"), h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...models.map(line)))),
-    h("p", {}, `It fires in all models at once on ${plural(item.co_fires, "image")}.${chance}`),
+    h("p", {}, `It fires in all models at once on ${plural(item.co_fires, item.unit)}.${chance}`),
   ];
 }
 
 function agreement(item) {
-  if (!item.agreement.length) return h("p", { class: "muted" }, "No labelled property of the images is known for this latent.");
+  if (!item.agreement.length) return h("p", { class: "muted" }, `No labelled property of the ${item.unit}s is known for this latent.`);
   // AUROC of 0.5 says nothing: the bar begins there.
   const bar = (auroc) => h("span", { class: "barbox", "aria-hidden": "true" }, h("span", { class: auroc < 0.5 ? "bar out" : "bar", css: { "--p": String(Math.abs(2 * auroc - 1)) } }));
   const line = (one) => h("li", {}, h("span", { class: "piece" }, foreign(`${one.factor} = ${one.value}`), one.model ? h("small", {}, " ", foreign(one.model)) : null), bar(one.auroc), h("span", { class: "p" }, number(one.auroc)));
-  return [h("p", { class: "muted" }, "How well its activation tells images with the property from those without (AUROC; the bar starts at 0.5, which is chance)."), h("ol", { class: "alternatives wide" }, ...item.agreement.map(line))];
+  return [h("p", { class: "muted" }, `How well its activation tells ${item.unit}s with the property from those without (AUROC; the bar starts at 0.5, which is chance).`), h("ol", { class: "alternatives wide" }, ...item.agreement.map(line))];
 }
 
 function neighbours(item) {
@@ -296,10 +305,10 @@ export async function openLatent(ctx) {
     body: [
       h("p", { class: "crumbs" }, link(listAddress("/concepts"), "Concepts"), " / "),
       add(h("h1", { tabindex: "-1" }), `Latent ${latent}`),
-      h("p", {}, classBadge(item.cls), item.confirmed ? " · ✓ confirmed against chance" : "", ` · ${MEANING[item.cls]}`, item.entropy === null ? "" : ` · firing entropy ${number(item.entropy, 3)}`),
+      h("p", {}, classBadge(item.cls), item.specific_to ? [" to ", foreign(item.specific_to)] : "", item.confirmed ? " · ✓ confirmed against chance" : "", ` · ${MEANING[item.cls]}`, item.entropy === null ? "" : ` · firing entropy ${number(item.entropy, 3)}`),
       label,
       neighbours(item),
-      h("h2", {}, "Pictures"),
+      h("h2", {}, item.unit === "row" ? "Rows on which it fires most" : "Pictures"),
       modelImages(item),
       h("h2", {}, "Firing together"),
       figures(item),

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle, StepPatch
 
 from triptych.dictionaries.records import MAIN, SPECIFIC, UNIVERSAL
 from triptych.records import Estimate
+from triptych.reports.dictionaries_glossary import role_name
 from triptych.reports.dictionaries_inputs import (
     NULLS,
     Class,
@@ -45,7 +46,6 @@ CLASS_NAMES: dict[Class, str] = {
 }
 HATCHES: dict[Class, str] = {"universal": "", "mid": "", "specific": "////"}
 NULL_LOOKS = {"shuffled": Look(style.INK, "", "-"), "same": Look(style.PURPLE, "", "--")}
-NULL_NAMES = {"shuffled": "null: images shuffled", "same": "null: a model and itself"}
 HEADROOM = 1.15
 LIGHT, DARK = np.array([0xE8, 0xF1, 0xFB]), np.array([0x0B, 0x3D, 0x78])
 """R² of 0 and of 1."""
@@ -107,7 +107,7 @@ def figure_11(run: Dictionaries) -> Figure:
     with style.applied():
         figure, (axes,) = style.new_figure(3.4)
         bars = [_bars(axes, latents, name) for name in CLASS_LOOKS]
-        outlines = [_outline(axes, role, entropies) for role, entropies in run.null_entropies.items()]
+        outlines = [_outline(axes, run, role) for role in run.null_entropies]
         _limit(axes, run)
         for threshold in (SPECIFIC, UNIVERSAL):
             axes.axvline(threshold, color=style.INK, linewidth=0.8, linestyle=":", zorder=1)
@@ -121,7 +121,7 @@ def figure_11(run: Dictionaries) -> Figure:
 def _bars(axes: Axes, latents: Latents, name: Class) -> BarContainer:
     return axes.bar(
         EDGES[:-1],
-        _histogram(latents.entropies[latents.of_class(name)]),
+        _histogram(latents.entropies[~latents.dead & class_of(latents.entropies, name)]),
         width=1 / BINS,
         align="edge",
         facecolor=CLASS_LOOKS[name].colour,
@@ -132,9 +132,9 @@ def _bars(axes: Axes, latents: Latents, name: Class) -> BarContainer:
     )
 
 
-def _outline(axes: Axes, role: str, entropies: FloatArray) -> StepPatch:
-    look, counts = NULL_LOOKS[role], _histogram(entropies)
-    return axes.stairs(counts, EDGES, color=look.colour, linestyle=look.line, linewidth=1.4, label=NULL_NAMES[role])
+def _outline(axes: Axes, run: Dictionaries, role: str) -> StepPatch:
+    look, counts, name = NULL_LOOKS[role], _histogram(run.null_entropies[role]), role_name(role, unit=run.unit)
+    return axes.stairs(counts, EDGES, color=look.colour, linestyle=look.line, linewidth=1.4, label=name)
 
 
 def _histogram(entropies: FloatArray) -> FloatArray:
@@ -159,25 +159,23 @@ def _live(run: Dictionaries) -> FloatArray:
 
 def _entropy_caption(run: Dictionaries) -> str:
     latents = features_of(run)
-    absent = [NULL_NAMES[role] for role in NULLS if role not in run.null_entropies]
+    absent = [role_name(role, unit=run.unit) for role in NULLS if role not in run.null_entropies]
     nulls = f" This run has no features of the {joined(absent, last='or')}." if absent else ""
     outlines = " Outlines: live latents of the nulls." if run.null_entropies else ""
     return (
         f"Live latents of the shared dictionary by firing entropy, in bins of {1 / BINS:g}. n = "
         f"{plural(latents.n_live, 'live latent')}; {plural(latents.n_dead, 'dead latent')} without an entropy "
         f"{'is' if latents.n_dead == 1 else 'are'} left out. Dotted: the paper’s thresholds. An entropy near 1 says "
-        f"that models fire a latent equally often, not that they fire it on the same images.{outlines}{nulls}"
+        f"that models fire a latent equally often, not that they fire it on the same {run.unit}s.{outlines}{nulls}"
     )
 
 
 def _entropy_alt(run: Dictionaries) -> str:
     latents = features_of(run)
-    shares = [
-        f"{np.count_nonzero(latents.of_class(name)):,} {CLASS_NAMES[name]}" for name in ("universal", "mid", "specific")
-    ]
+    shares = [f"{np.count_nonzero(class_of(_live(run), name)):,} {CLASS_NAMES[name]}" for name in CLASS_NAMES]
     nulls = [
-        f" {NULL_NAMES[role]}: {np.count_nonzero(class_of(entropies, 'universal')):,} of {entropies.size:,} live "
-        f"latents above {UNIVERSAL:g}."
+        f" {role_name(role, unit=run.unit)}: {np.count_nonzero(class_of(entropies, 'universal')):,} of "
+        f"{entropies.size:,} live latents above {UNIVERSAL:g}."
         for role, entropies in run.null_entropies.items()
     ]
     counts = _histogram(_live(run))
@@ -271,9 +269,9 @@ def _r2_caption(run: Dictionaries) -> str:
     )
     paper = " Paper: as printed; it does not say which mean its R² takes." if paper_r2(run) else ""
     return (
-        "R² on held-out images with a mean for each feature, from the code of the source model to the activations of "
-        f"the target model; the darker, the nearer to 1.{independent}{paper} {seeds_sentence(run)} Intervals stand in "
-        "table 5."
+        f"R² on held-out {run.unit}s with a mean for each feature, from the code of the source model to the "
+        f"activations of the target model; the darker, the nearer to 1.{independent}{paper} {seeds_sentence(run)} "
+        "Intervals stand in table 5."
     )
 
 

@@ -128,8 +128,8 @@ def _energy_caption(run: Dictionaries) -> str:
     )
     n = "; ".join(f"{cloud.energies.size:,} of {said(model)}" for model, cloud in clouds.items())
     return (
-        "Each point is a latent that the model fires on held-out images: the share of its firings in which all other "
-        f"models join, and its energy on a logarithmic axis.{chance} n = {n}.{left_out}"
+        f"Each point is a latent that the model fires on held-out {run.unit}s: the share of its firings in which all "
+        f"other models join, and its energy on a logarithmic axis.{chance} n = {n}.{left_out}"
     )
 
 
@@ -217,7 +217,7 @@ def _factors_alt(run: Dictionaries) -> str:
 
 
 def _factors_absent(run: Dictionaries) -> str | None:
-    return None if _factors(run) else "these images have no labels that latents were compared with"
+    return None if _factors(run) else f"these {run.unit}s have no labels that latents were compared with"
 
 
 ENERGY_SPECS: Sequence[DictionarySpec] = (

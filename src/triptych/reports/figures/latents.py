@@ -221,6 +221,8 @@ def _spoken(band: Band) -> str:
 def _absent(run: Dictionaries, kind: Kind) -> str | None:
     if run.pictured(kind) is not None:
         return None
+    if run.unit == "row":
+        return "this run has no images: its activations were given as matrices"
     return f"this run has no pictures of a {kind} latent (dictionaries/universal/images)"
 
 
