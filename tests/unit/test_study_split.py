@@ -154,3 +154,14 @@ def test_recipes_on_the_starter_sets(name: str) -> None:
     sides = starter_sides()
     assert {*written.train} <= {prompt for prompt, side in sides.items() if side == "train"}
     assert {*written.held_out} <= {prompt for prompt, side in sides.items() if side == "held_out"}
+
+
+def test_a_reward_model_of_another_run_does_not_score_what_it_was_trained_on(study: Path, folder: Path) -> None:
+    out, reward = folder / "scored", str(study / "alignment" / "reward")
+    arguments = ["--model", str(folder / "model"), "--prompts", str(folder / "prompts.jsonl"), "--strategy", "greedy"]
+    scoring = ["--reward-model", reward, "--max-new-tokens", "3", "--out", str(out), "--quiet"]
+    assert run(["decode", *arguments, *scoring]) == 0
+    scores = pq.read_table(out / "decoding" / "scores.parquet").to_pylist()
+    train = {*map(number_of, json.loads((study / "split.json").read_text())["train"])}
+    assert {number_of(row["prompt_id"]) for row in scores if row["score"] is None} == train
+    assert len(scores) == 24

@@ -84,7 +84,7 @@ RULES: dict[str, Rule] = {
         "lineage",
         "seen_in_training",
         "above",
-        "Of the answers that perplexity is measured on, the training of {who} has seen a share of {value}",
+        "Of the prompts and answers that are measured on, the training of {who} has seen a share of {value}",
         against=None,
     ),
     "empty_rate": Rule(

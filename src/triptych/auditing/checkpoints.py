@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from triptych.auditing.paired import About
 from triptych.auditing.records import BASE, AuditRecord
 from triptych.data.pairs import PreferencePair
-from triptych.data.split import read_split, text_hash, text_key
-from triptych.errors import InputError, ModelError
+from triptych.data.split import text_hash, trained_texts
+from triptych.errors import ModelError
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.loading import load_tokenizer
 from triptych.models.sources import (
@@ -30,7 +30,6 @@ from triptych.models.sources import (
     resolve_source,
 )
 from triptych.records import Prompt
-from triptych.runs import SPLIT
 from triptych.stats import bare
 
 RELATIVE_CHANGE = "relative_change"
@@ -176,22 +175,13 @@ def _names_another_base(checkpoint: Checkpoint, spec: str) -> bool | None:
 # --- What it was trained on -------------------------------------------------------------------------------------------
 
 
-def seen_in_training(checkpoint: Checkpoint, items: Sequence[Prompt | PreferencePair]) -> AuditRecord | None:
-    """The share of what is audited on that the checkpoint's own run trained on; None where no run of ours tells."""
-    texts = _trained_texts(checkpoint)
+def seen_in_training(name: str, folder: Path | None, items: Sequence[Prompt | PreferencePair]) -> AuditRecord | None:
+    """The share of what is audited on that the run around a folder trained on; None where no run of ours tells."""
+    texts = None if folder is None else trained_texts(folder)
     if texts is None:
         return None
-    share = sum(text_hash(text_key(item)) in texts for item in items) / len(items)
-    return About(checkpoint.name, "seen_in_training").record(bare(share, len(items), COUNTED))
-
-
-def _trained_texts(checkpoint: Checkpoint) -> frozenset[str] | None:
-    if checkpoint.folder is None or len(checkpoint.folder.parents) < 2:
-        return None
-    try:
-        return frozenset(read_split(checkpoint.folder.parents[1] / SPLIT).train_texts)
-    except InputError:
-        return None
+    share = sum(text_hash(item) in texts for item in items) / len(items)
+    return About(name, "seen_in_training").record(bare(share, len(items), COUNTED))
 
 
 def folders_of(adapters: Mapping[str, str], own: Mapping[str, Path]) -> dict[str, Path]:

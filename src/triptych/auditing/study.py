@@ -117,6 +117,16 @@ class Audit(NamedTuple):
         trained = [name for name in methods if self.alignment is not None and getattr(self.alignment, name) is not None]
         return {name: self.run.path / "alignment" / name for name in trained}
 
+    @property
+    def reward_models(self) -> dict[str, Path]:
+        """The folders of scorers that are models, by name."""
+        specs = [spec for spec in (*self.config.scorers, self.config.gold) if spec is not None]
+        return {
+            reward_name(spec): Path(spec.removeprefix("model:").partition("=")[0]).expanduser()
+            for spec in specs
+            if spec.startswith("model:")
+        }
+
     def checkpoints(self) -> list[Checkpoint]:
         return find_checkpoints(resolve_source(self.model), folders_of(self.config.adapters, self.own))
 
@@ -170,7 +180,7 @@ def _work_models(audit: Audit) -> None:
     for folder, variants, of in ((NULLS, nulls, material), (SWEEP, scaled, small)):
         names, prompt_ids = [one.name for one in variants], [one.prompt.id for one in of.prompts]
         write_variants(audit.run.path / folder, tables, names, prompt_ids, config.beta)
-    _write_lineage(audit.run, tables, checkpoints, [*pairs, *(prompt.prompt for prompt in prompts)])
+    _write_lineage(audit, tables, checkpoints, [*pairs, *(prompt.prompt for prompt in prompts)])
     _write_costs(audit.run, [*_costs(tables, {one.name for one in (*nulls, *scaled)})])
     parts.discard()
 
@@ -199,15 +209,16 @@ def _write_rows(
 
 
 def _write_lineage(
-    run: RunDirectory,
+    audit: Audit,
     tables: Tables,
     checkpoints: Sequence[Checkpoint],
     items: Sequence[Prompt | PreferencePair],
 ) -> None:
     texts = [text for key, table in tables.items() if key[0] == "lineage" for text in table["record"].to_pylist()]
     records = [AuditRecord.model_validate_json(text) for text in texts]
-    records += [seen for one in checkpoints if (seen := seen_in_training(one, items)) is not None]
-    write_records_json(run.path / LINEAGE, records)
+    folders = {checkpoint.name: checkpoint.folder for checkpoint in checkpoints} | audit.reward_models
+    seen = (seen_in_training(name, folder, items) for name, folder in folders.items())
+    write_records_json(audit.run.path / LINEAGE, [*records, *(record for record in seen if record is not None)])
 
 
 def _n_texts(material: Material, checkpoints: Sequence[Checkpoint]) -> int:

@@ -75,7 +75,7 @@ class Thresholds(Config):
     kl_own: Above = Above(warn=0.5, severe=3.0)
     """The same on own responses."""
     seen_in_training: Above = Above(warn=0.0, severe=1.0)
-    """Share of the held-out answers that the checkpoint was trained on, where its run tells."""
+    """Share of what is audited on that a checkpoint or reward model was trained on, where its run tells."""
     empty_rate: Above = Above(warn=0.05, severe=0.25)
     """Share of empty responses, less the base's: how the paper's GRPO died (a median length of 0)."""
     truncated_rate: Above = Above(warn=0.15, severe=0.5)

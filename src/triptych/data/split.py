@@ -17,8 +17,9 @@ from pydantic import ValidationError, model_validator
 from triptych.data.pairs import PreferencePair
 from triptych.data.prompts import question_of
 from triptych.data.starter_sets import STARTER, Side, starter_sides
-from triptych.errors import ConfigError, DataError, MissingInputError
+from triptych.errors import ConfigError, DataError, InputError, MissingInputError
 from triptych.records import Prompt, Record
+from triptych.runs import SPLIT
 from triptych.seeding import generator
 
 logger = logging.getLogger(__name__)
@@ -137,12 +138,25 @@ def split_file(split: Split, sources: Sequence[Source]) -> SplitFile:
         name = f"pairs:{item.id}" if is_pair and texts.get(item.id, key) != key else item.id
         texts.setdefault(item.id, key)
         ids["train" if split.is_trained(item) else "held_out"][name] = None
-    hashes = sorted(text_hash(text) for text in (*split.trained, *split.trained_questions))
+    hashes = sorted(_hash(text) for text in (*split.trained, *split.trained_questions))
     return SplitFile(train=tuple(ids["train"]), held_out=tuple(ids["held_out"]), train_texts=tuple(hashes))
 
 
-def text_hash(key: str) -> str:
+def text_hash(item: Prompt | PreferencePair) -> str:
+    return _hash(text_key(item))
+
+
+def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def trained_texts(folder: Path) -> frozenset[str] | None:
+    """Hashes of the texts that the run around an adapter or model trained on; None where no run of ours tells."""
+    run = folder.parents[1] if folder.parent.name == "alignment" else folder
+    try:
+        return frozenset(read_split(run / SPLIT).train_texts)
+    except InputError:
+        return None
 
 
 def read_split(path: Path) -> SplitFile:

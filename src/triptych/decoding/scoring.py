@@ -5,12 +5,14 @@ a reward model (`triptych.models.reward`).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triptych.data.prompts import question_of
+from triptych.data.split import text_hash, trained_texts
 from triptych.decoding.arms import by_prompt
 from triptych.decoding.completions import GENERATIONS
 from triptych.decoding.table import read_generations, scores_table
@@ -19,7 +21,7 @@ from triptych.files import atomic_path
 from triptych.models.reward import Scores, load_reward_model
 from triptych.parts import PartStore
 from triptych.progress import progress
-from triptych.records import Generation
+from triptych.records import Generation, Prompt
 from triptych.runs import RunDirectory
 
 SCORES = "decoding/scores.parquet"
@@ -48,19 +50,36 @@ def write_unscored(run: RunDirectory, spec: str) -> None:
 
 
 def write_scores(run: RunDirectory, reward: Scores, spec: str, *, show_progress: bool) -> None:
-    """The reward of sample 0 of every arm; where the model gives no finite number, none."""
+    """The reward of sample 0 of every arm; none where the model gives no finite number or was trained on the prompt."""
     prompts = by_prompt(_rows_to_score(run))
     parts = PartStore(run.path / SCORE_PARTS, reward.fingerprint)
     todo = {prompt_id: rows for prompt_id, rows in prompts.items() if prompt_id not in parts.done_ids()}
+    seen = _trained_on(prompts, reward.spec)
+    if seen:
+        logger.warning(
+            "%d of %d prompts stay unscored: reward model %s was trained on them", len(seen), len(prompts), spec
+        )
     with progress(sum(map(len, todo.values())), "completions", "scoring", enabled=show_progress) as meter:
         for prompt_id, rows in todo.items():
-            pairs = [(question_of(row.instruction, row.input), row.text) for row in rows]
-            rewards = reward.score(pairs, truncated=[row.is_truncated for row in rows])
+            if prompt_id in seen:
+                rewards: list[float | None] = [None] * len(rows)
+            else:
+                pairs = [(question_of(row.instruction, row.input), row.text) for row in rows]
+                rewards = reward.score(pairs, truncated=[row.is_truncated for row in rows])
             parts.save(prompt_id, scores_table(rows, rewards, spec))
             meter.advance(len(rows))
     tables = parts.read_all()
     _write(run, pa.concat_tables([tables[prompt_id] for prompt_id in prompts]))
     parts.discard()
+
+
+def _trained_on(prompts: Mapping[str, Sequence[Generation]], reward_model: str) -> set[str]:
+    """Ids of the prompts that the run of a reward model trained on."""
+    texts = trained_texts(Path(reward_model)) or frozenset()
+    asked = {
+        name: Prompt(id=name, instruction=rows[0].instruction, input=rows[0].input) for name, rows in prompts.items()
+    }
+    return {name for name, prompt in asked.items() if text_hash(prompt) in texts}
 
 
 def _rows_to_score(run: RunDirectory) -> Sequence[Generation]:

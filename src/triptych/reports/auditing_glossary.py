@@ -264,7 +264,8 @@ AUDIT_TERMS: dict[str, TermInfo] = {
     "seen_in_training": TermInfo(
         "seen in training",
         "share",
-        "Share of the held-out answers whose prompts the checkpoint’s own run trained on, where its files tell.",
+        "Share of the audited prompts and answers that the run of the checkpoint or reward model trained on, where its "
+        "files tell.",
     ),
     "random_changes": TermInfo(
         "random changes",

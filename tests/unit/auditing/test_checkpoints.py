@@ -162,8 +162,8 @@ def test_what_it_was_trained_on_is_known_of_our_own_runs(rows: Any, audit_world:
     arguments = ["--model", audit_world.model, "--pairs", audit_world.pairs, "--out", str(out), "--max-steps", "1"]
     assert run(["align", "dpo", *arguments, "--validation", "0.25", "--quiet"]) == 0
     pairs = load_pairs(audit_world.pairs)
-    record = seen_in_training(found(audit_world, "m", out), pairs)
+    record = seen_in_training("m", found(audit_world, "m", out).folder, pairs)
     assert record is not None
     # 12 pairs, a quarter of them held out.
     assert record.estimate.mean == 0.75
-    assert seen_in_training(found(audit_world, "m", audit_world.adapter("unknown")), pairs) is None
+    assert seen_in_training("m", Path(audit_world.adapter("unknown")), pairs) is None

@@ -158,7 +158,7 @@ class TestTheFile:
         written = split_file(split, [source])
         assert list(written.train) == [pair.id for pair in split.train(pairs)]
         assert list(written.held_out) == [pair.id for pair in split.held_out(pairs)]
-        assert {text_hash(text_key(pair)) for pair in split.train(pairs)} == {*written.train_texts}
+        assert {text_hash(pair) for pair in split.train(pairs)} == {*written.train_texts}
 
     def test_a_pair_and_a_prompt_of_one_id(self, tmp_path: Path) -> None:
         pairs, prompts = pairs_of(["a", "b"]), [Prompt(id="0", instruction="c"), Prompt(id="1", instruction="b")]
