@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from triptych.data.answer_checks import sentences
+from triptych.records import Prompt
 
 Category = Literal["factual", "explanation", "other"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -22,6 +23,10 @@ MAX_SENTENCES = 6
 
 MAX_WORDS = 80
 """Of a longer sentence only the first and the last 40 words are read, as two sentences."""
+
+
+LAST_KNOWN_NUMBER = 84
+"""Of a starter prompt, in its category, that was there when the rules were made."""
 
 
 class Agreement(NamedTuple):
@@ -51,8 +56,9 @@ def classify(instruction: str, further: str = "") -> Category:
     Limits: it knows words, not meaning. A command counts where a sentence begins with it, and a production before an
     explanation (`Write why ...` is other). `What is X?` asks for a fact where X begins with `the`, and otherwise for an
     explanation. In a long instruction only the beginning and the end are read (`MAX_SENTENCES`, `MAX_WORDS`), so that
-    a passage in the middle does not decide; one at either end can. The rules were made on the starter prompts with odd
-    numbers; on those with even numbers they find 93 % of the labels, κ = 0.89 (the test measures both).
+    a passage in the middle does not decide; one at either end can. The rules were made on the odd ones of the first 252
+    starter prompts. On the even ones, written along with them, they find 93 % of the labels, κ = 0.89; on the 240 that
+    were written later (`is_new_to_the_rules`), 81 % (76 to 86 by Wilson's interval), κ = 0.72. The tests measure both.
     """
     requests = [_without_courtesy(sentence) for sentence in _asking(instruction)]
     if further.strip() and any(_HANDS_OVER.match(request) for request in requests):
@@ -86,6 +92,11 @@ def agreement(labels: Sequence[Category], found: Sequence[Category]) -> Agreemen
     kappa = math.nan if chance == n * n else (p - chance / n**2) / (1 - chance / n**2)
     recall = {name: hits[name] / given[name] if given[name] else math.nan for name in CATEGORIES}
     return Agreement(p, kappa, recall)
+
+
+def is_new_to_the_rules(prompt: Prompt) -> bool:
+    """Whether a starter prompt was written after the rules."""
+    return int(prompt.id.rpartition("-")[2]) > LAST_KNOWN_NUMBER
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import scipy.stats
 
-from triptych.auditing.categories import agreement, classify
+from triptych.auditing.categories import agreement, classify, is_new_to_the_rules
 from triptych.auditing.paired import (
     About,
     Statistic,
@@ -205,15 +205,15 @@ def _violators(over: Values) -> dict[str, int]:
 
 
 def _of_classifier(seed: int) -> Iterator[AuditRecord]:
-    """How often the classifier of prompts finds the labels of those starter prompts that it was not made on."""
-    prompts = [prompt for prompt in load_prompts("starter") if int(prompt.id.rpartition("-")[2]) % 2 == 0]
+    """How often the classifier of prompts finds the labels of the starter prompts written after it."""
+    prompts = list(filter(is_new_to_the_rules, load_prompts("starter")))
     found = [classify(prompt.instruction, prompt.input) for prompt in prompts]
     labels = [prompt.category or "other" for prompt in prompts]
     for category in (None, *CATEGORIES):
         rows = [i for i, label in enumerate(labels) if category in (None, label)]
         yield About("classifier", "agreement", category).record(_share_found(rows, labels, found, seed))
     kappa = agreement(labels, found).kappa
-    yield About("classifier", "kappa").record(bare(kappa, len(labels), "of all that it was not made on"))
+    yield About("classifier", "kappa").record(bare(kappa, len(labels), "of all written after it"))
 
 
 def _share_found(rows: Sequence[int], labels: Sequence[str], found: Sequence[str], seed: int) -> Estimate:

@@ -150,8 +150,8 @@ AUDIT_TERMS: dict[str, TermInfo] = {
     "agreement": TermInfo(
         "agreement of the classifier",
         "share",
-        "Share of the starter prompts that the classifier was not made on (those of even number) whose own category it "
-        "finds; of a category, its recall.",
+        "Share of the starter prompts written after the classifier whose own category it finds; of a category, its "
+        "recall.",
     ),
     "kappa": TermInfo(
         "kappa of the classifier", "", "Cohen's κ of the classifier and the same prompts: agreement beyond chance."

@@ -147,7 +147,7 @@ def classifier_sentence(run: Auditing) -> str:
     beyond = "" if kappa is None else f" (κ = {fmt.with_interval(kappa)})"
     return (
         f"The rule that sorts prompts into categories, where these bring none, finds the starter set’s labels for a "
-        f"share of {fmt.with_interval(share)}{beyond} of the prompts that it was not made on."
+        f"share of {fmt.with_interval(share)}{beyond} of the prompts that were written after it."
     )
 
 

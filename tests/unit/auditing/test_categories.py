@@ -1,10 +1,20 @@
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych.auditing.categories import CATEGORIES, MAX_SENTENCES, MAX_WORDS, RULES, Category, agreement, classify
+from triptych.auditing.categories import (
+    CATEGORIES,
+    MAX_SENTENCES,
+    MAX_WORDS,
+    RULES,
+    Category,
+    agreement,
+    classify,
+    is_new_to_the_rules,
+)
 from triptych.data import load_prompts
 from triptych.records import Prompt
 
@@ -141,26 +151,34 @@ def test_labels_must_pair_up() -> None:
 # --- the starter prompts ----------------------------------------------------------------------------------------------
 
 
-def starter(remainder: int) -> list[Prompt]:
-    """Those whose number is odd (1) or even (0)."""
-    return [prompt for prompt in load_prompts("starter") if int(prompt.id.rsplit("-", 1)[1]) % 2 == remainder]
+def made_on(prompt: Prompt) -> bool:
+    return not is_new_to_the_rules(prompt) and number(prompt) % 2 == 1
+
+
+def looked_at(prompt: Prompt) -> bool:
+    """Four of these 126 were, while the rules were made."""
+    return not is_new_to_the_rules(prompt) and number(prompt) % 2 == 0
+
+
+def number(prompt: Prompt) -> int:
+    return int(prompt.id.rpartition("-")[2])
 
 
 @pytest.mark.parametrize(
-    ("remainder", "at_least"),
+    ("picked", "count", "at_least"),
     [
-        (1, 0.98),  # The rules were made on these: 1.00 says nothing.
-        (
-            0,
-            0.90,
-        ),  # Their texts were not looked at while making the rules (but for four of 126): measured 0.93, κ 0.89.
+        (made_on, 126, 0.98),  # 1.00 says nothing.
+        (looked_at, 126, 0.90),  # Measured 0.93, κ 0.89.
+        (is_new_to_the_rules, 240, 0.78),  # Measured 0.81, κ 0.72; 0.76 to 0.86 by Wilson's interval.
     ],
 )
-def test_agreement_with_the_labels_of_the_starter_prompts(remainder: int, at_least: float) -> None:
-    prompts = starter(remainder)
+def test_agreement_with_the_labels_of_the_starter_prompts(
+    picked: Callable[[Prompt], bool], count: int, at_least: float
+) -> None:
+    prompts = list(filter(picked, load_prompts("starter")))
     labels: list[Category] = [prompt.category for prompt in prompts if prompt.category]
     result = agreement(labels, [classify(prompt.instruction, prompt.input) for prompt in prompts])
-    assert len(prompts) == 126
+    assert len(prompts) == count
     assert result.accuracy >= at_least
     assert result.kappa >= 1.5 * at_least - 0.5  # what that accuracy is worth with three equal categories
     assert min(result.recall.values()) >= at_least - 0.06

@@ -169,7 +169,7 @@ def test_silence(rows: Any) -> None:
 
 
 def test_how_good_the_classifier_is_is_said(rows: Any, records: list[AuditRecord]) -> None:
-    assert rows.value(records, "classifier", "agreement") > 0.85
-    assert rows.find(records, "classifier", "agreement").estimate.n == 126
-    assert rows.value(records, "classifier", "agreement", "factual") > 0.8
-    assert rows.value(records, "classifier", "kappa") > 0.75
+    assert rows.value(records, "classifier", "agreement") > 0.75
+    assert rows.find(records, "classifier", "agreement").estimate.n == 240
+    assert rows.value(records, "classifier", "agreement", "factual") > 0.7
+    assert rows.value(records, "classifier", "kappa") > 0.65
