@@ -50,6 +50,7 @@ class FindingRow(BaseModel):
     high: float | None
     n: int
     method: str
+    bound: Literal["lower", "upper"] | None
     p: float | None
     warn: float
     severe: float
@@ -220,6 +221,7 @@ def finding_row(number: int, finding: Finding) -> FindingRow:
         high=estimate.high,
         n=estimate.n,
         method=neutralise(estimate.method),
+        bound=estimate.bound,
         p=finding.p,
         warn=finding.warn,
         severe=finding.severe,
