@@ -50,6 +50,7 @@ class FindingRow(BaseModel):
     high: float | None
     n: int
     method: str
+    bound: Literal["lower", "upper"] | None
     p: float | None
     p_warn: float | None
     p_warn_adjusted: float | None
@@ -227,6 +228,7 @@ def finding_row(number: int, finding: Finding) -> FindingRow:
         high=estimate.high,
         n=estimate.n,
         method=neutralise(estimate.method),
+        bound=estimate.bound,
         p=finding.p,
         p_warn=finding.p_warn,
         p_warn_adjusted=finding.p_warn_adjusted,

@@ -9,8 +9,9 @@ import { rowKeys } from "./lists.js";
 import { kindName } from "./responses.js";
 
 function interval(finding) {
-  if (finding.low === null || finding.low === undefined) return figure(finding.mean);
-  return `${figure(finding.mean)} [${figure(finding.low)}, ${figure(finding.high)}]`;
+  const sign = { lower: "≥ ", upper: "≤ " }[finding.bound] ?? "";
+  if (finding.low === null || finding.low === undefined) return sign + figure(finding.mean);
+  return `${sign}${figure(finding.mean)} [${figure(finding.low)}, ${figure(finding.high)}]`;
 }
 
 function findingLine(finding) {
