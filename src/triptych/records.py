@@ -24,6 +24,9 @@ class Estimate(Record):
     `low`/`high` bound the 95 % interval named by `method`, in the unit of `mean`; both are `None` where no interval
     can be given (`method` says why). `n` counts scored observations, `n_clusters` the prompts they come from (the
     unit that is resampled), `n_unscored` observations that had no value: unscored is not zero.
+
+    `bound` marks a figure of what a limit cut: the true one is at least (`lower`) or at most (`upper`) `mean`; its
+    interval is of the figure as it was cut.
     """
 
     mean: float | None
@@ -33,6 +36,7 @@ class Estimate(Record):
     n_clusters: int
     n_unscored: int = 0
     method: str
+    bound: Literal["lower", "upper"] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> "Estimate":
@@ -86,6 +90,14 @@ class Generation(Record):
     stop_reason: StopReason
     score: float | None
     seed: int
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the text broke off: at the token limit, or where a rule stopped a loop.
+
+        One that a marker ends is whole: what followed was the next prompt.
+        """
+        return self.stop_reason in ("length", "repeat")
 
 
 class ArmMeasure(Record):

@@ -61,7 +61,7 @@ class TestWhatItWrites:
         prompts = write(tmp_path / "prompts.jsonl", [{"instruction": f"Count to {i}."} for i in range(6)])
         made = tmp_path / "made.jsonl"
         arguments = ("pairs", "--model", model, "--prompts", prompts, "--out", str(made), "--reward", "brevity")
-        assert align(capsys, *arguments, "--samples", "3", "--max-new-tokens", "8")[0] == 0
+        assert align(capsys, *arguments, "--samples", "8", "--max-new-tokens", "150")[0] == 0
         rows = [json.loads(line) for line in made.read_text().splitlines()]
         assert rows
         assert all(row["reward_chosen"] > row["reward_rejected"] for row in rows)

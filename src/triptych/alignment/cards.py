@@ -78,5 +78,8 @@ def shown(estimate: Estimate) -> str:
     if estimate.mean is None:
         return estimate.method
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.4g} ({estimate.method})"
-    return f"{estimate.mean:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+        return f"{_SIGNS[estimate.bound]}{estimate.mean:.4g} ({estimate.method})"
+    return f"{_SIGNS[estimate.bound]}{estimate.mean:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+_SIGNS = {"lower": "≥ ", "upper": "≤ ", None: ""}

@@ -63,11 +63,11 @@ def pair_prompt(
     return render_prompt(Prompt(id=pair.id, instruction=pair.prompt, prompt=text), name, tokenizer)
 
 
-def encode_answer(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """An answer with its EOS."""
+def encode_answer(text: str, tokenizer: PreTrainedTokenizerBase, *, is_truncated: bool = False) -> tuple[int, ...]:
+    """An answer with its EOS; one that broke off has none."""
     eos: Any = tokenizer.eos_token_id
     ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return (*ids, eos)
+    return tuple(ids) if is_truncated else (*ids, eos)
 
 
 class Read(NamedTuple):
@@ -89,13 +89,22 @@ class Read(NamedTuple):
         return Group(self.prompt, tuple((*one[:room], *self.tail) for one in self.answers)) if room > 0 else None
 
 
-def continued(prompt: str, answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Read:
-    """As a decoder reads a rendered prompt and answers that go on from it."""
-    return Read(tuple(encode_prompt(prompt, tokenizer)), tuple(encode_answer(one, tokenizer) for one in answers))
+def continued(
+    prompt: str, answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, truncated: Sequence[bool] | None = None
+) -> Read:
+    """As a decoder reads a rendered prompt and answers that go on from it; EOS follows those that are finished."""
+    cut = [False] * len(answers) if truncated is None else truncated
+    encoded = (encode_answer(one, tokenizer, is_truncated=is_cut) for one, is_cut in zip(answers, cut, strict=True))
+    return Read(tuple(encode_prompt(prompt, tokenizer)), tuple(encoded))
 
 
-def joined(prompt: str, answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Read:
-    """As an encoder reads two texts: the tokenizer's own frame around them, split where the answer begins and ends."""
+def joined(
+    prompt: str, answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, truncated: Sequence[bool] | None = None
+) -> Read:
+    """As an encoder reads two texts: the tokenizer's own frame around them, split where the answer begins and ends.
+
+    The frame closes finished and truncated answers alike: it says where a text ends, not that it is finished.
+    """
     head: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()
     found: list[tuple[int, ...]] = []
@@ -110,7 +119,7 @@ def joined(prompt: str, answers: Sequence[str], tokenizer: PreTrainedTokenizerBa
     return Read(head, tuple(found), tail)
 
 
-READERS: dict[Kind, Callable[[str, Sequence[str], PreTrainedTokenizerBase], Read]] = {
+READERS: dict[Kind, Callable[..., Read]] = {
     "decoder": continued,
     "encoder": joined,
 }

@@ -10,6 +10,7 @@ from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.grpo import GrpoTask
 from triptych.alignment.reward_model import RewardTask
 from triptych.alignment.state import Figure
+from triptych.censoring import censored_mean, censored_mean_difference, censored_median, is_median_exact
 from triptych.intervals import median
 from triptych.stats import clustered_bootstrap, exponential, paired_difference
 from triptych.workers import Workers
@@ -68,23 +69,34 @@ def dpo_figures(task: DpoTask, clusters: Mapping[str, str], workers: Workers, *,
     ]
 
 
-def grpo_figures(task: GrpoTask, *, seed: int) -> list[Figure]:
-    """Of one completion of each held-out prompt, against the same draws at the start, and of held-out answers."""
+def grpo_figures(task: GrpoTask, *, max_new_tokens: int, seed: int) -> list[Figure]:
+    """Of one completion of each held-out prompt, against the same draws at the start, and of held-out answers.
+
+    Lengths are bounds where completions of `max_new_tokens` were cut (`triptych.censoring`).
+    """
     before, after = task.first_evaluation, task.last_evaluation
     if not after:
         return []
     names = list(range(len(after["reward"])))
     figures = []
+    # EOS is not counted, so that only a completion that was cut is as long as the limit.
+    is_cut, was_cut = (
+        [(length or 0.0) >= max_new_tokens for length in side.get("length", ())] for side in (after, before)
+    )
     for name, what in (("reward", "reward"), ("gold", "gold score"), ("length", "length in tokens, EOS not counted")):
         values = after.get(name) or []
         if not any(value is not None for value in values):
             continue
         estimate = clustered_bootstrap(values, names, seed=seed)
+        if name == "length":
+            estimate = censored_mean(estimate, is_cut)
         figures.append(
             Figure(name=name, estimate=estimate, description=f"{what} of one completion of each held-out prompt")
         )
         if before:
             change = paired_difference(values, before[name], names, seed=seed)
+            if name == "length":
+                change = censored_mean_difference(change, is_cut, was_cut)
             figures.append(
                 Figure(name=f"{name}_change", estimate=change, description=f"{what} less that of the base, paired")
             )
@@ -92,10 +104,12 @@ def grpo_figures(task: GrpoTask, *, seed: int) -> list[Figure]:
     figures.append(
         Figure(name="empty_rate", estimate=empty, description="share of empty completions of held-out prompts")
     )
+    middle = median(after["length"])
+    is_exact = is_median_exact([length or 0.0 for length in after["length"]], is_cut)
     figures.append(
         Figure(
             name="length_median",
-            estimate=median(after["length"]),
+            estimate=censored_median(middle, is_exact=is_exact),
             description="median length in tokens of completions of held-out prompts",
         )
     )

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from triptych.alignment.encoding import resolve_template
 from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.rewards import load_rewards
-from triptych.alignment.rollouts import RolloutGroup, question_of, roll_out, score_rollouts
-from triptych.data.prompts import load_prompts
+from triptych.alignment.rollouts import RolloutGroup, roll_out, score_rollouts
+from triptych.data.prompts import load_prompts, question_of
 from triptych.data.templates import render_prompt
 from triptych.errors import ConfigError, DataError
 from triptych.files import atomic_write_text
@@ -32,7 +32,7 @@ class OnPolicyPairs(NamedTuple):
 
     rows: list[dict[str, Any]]
     n_alike: int
-    """Prompts whose samples all have one reward, one text, or none: no pair."""
+    """Prompts without two finished samples of different text and reward: no pair."""
 
 
 def make_pairs(
@@ -46,7 +46,7 @@ def make_pairs(
     seed: int,
     show_progress: bool,
 ) -> OnPolicyPairs:
-    """One pair a prompt (rendered): the samples of highest and of lowest reward.
+    """One pair a prompt (rendered): the finished samples of highest and of lowest reward.
 
     Raises `DataError` where no prompt gives a pair.
     """
@@ -67,7 +67,8 @@ def make_pairs(
             meter.advance(len(groups))
     if not rows:
         raise DataError(
-            f"none of {len(prompts)} prompts has samples of different reward; raise --samples or --temperature"
+            f"none of {len(prompts)} prompts has finished samples of different reward; raise --samples, "
+            "--temperature or --max-new-tokens"
         )
     return OnPolicyPairs(rows, len(prompts) - len(rows))
 
@@ -78,8 +79,9 @@ def write_pairs(path: Path, pairs: OnPolicyPairs) -> None:
 
 
 def _pair(group: RolloutGroup, rewards: Sequence[float | None]) -> dict[str, Any] | None:
-    scored = [(reward, one.text) for reward, one in zip(rewards, group.rollouts, strict=True) if reward is not None]
-    usable = [(reward, text) for reward, text in scored if text.strip()]
+    # Training closes every answer of a pair with EOS: behind one that was cut, it would teach to break off.
+    finished = [(r, one.text) for r, one in zip(rewards, group.rollouts, strict=True) if not one.is_truncated]
+    usable = [(reward, text) for reward, text in finished if reward is not None and text.strip()]
     if len(usable) < 2:
         return None
     best, worst = max(usable, key=lambda pair: pair[0]), min(usable, key=lambda pair: pair[0])
@@ -88,7 +90,7 @@ def _pair(group: RolloutGroup, rewards: Sequence[float | None]) -> dict[str, Any
     return {
         "id": group.prompt.id,
         # Named so, it is put into a template when it is read; a `prompt` would count as a finished text.
-        "question": question_of(group.prompt),
+        "question": question_of(group.prompt.instruction, group.prompt.input),
         "chosen": best[1],
         "rejected": worst[1],
         "reward_chosen": best[0],

@@ -29,7 +29,7 @@ from triptych.errors import ConfigError, ModelError
 from triptych.models.classifiers import head_names, load_classifier
 from triptych.models.hub import first_line
 from triptych.models.loading import LOAD_ERRORS, load_tokenizer, quiet_transformers, resolve_device, resolve_dtype
-from triptych.models.reward import max_tokens_of
+from triptych.models.reward import flags, max_tokens_of
 from triptych.models.sources import (
     ADAPTER_CONFIG,
     REWARD_CONFIG,
@@ -204,12 +204,20 @@ class TrainedRewardModel:
         self.fingerprint = key
 
     @torch.no_grad()
-    def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 16) -> list[float | None]:
-        """The score of each (prompt, answer), in order; None where the prompt leaves no room for an answer."""
-        order = sorted(range(len(pairs)), key=lambda row: pairs[row][0])
+    def score(
+        self, pairs: Sequence[tuple[str, str]], batch_size: int = 16, *, truncated: Sequence[bool] | None = None
+    ) -> list[float | None]:
+        """The score of each (prompt, answer), in order; None where the prompt leaves no room for an answer.
+
+        A decoder has learnt on finished answers, which end with EOS; a truncated one (`truncated`, one flag a pair;
+        None: all are finished) is scored at the last token that was written, and not at all where that is nothing.
+        """
+        cut = flags(truncated, pairs)
+        some = [row for row in range(len(pairs)) if pairs[row][1].strip() or not cut[row]]
+        order = sorted(some, key=lambda row: pairs[row][0])
         values: list[float | None] = [None] * len(pairs)
         grouped = [list(rows) for _, rows in groupby(order, key=lambda row: pairs[row][0])]
-        read = [(rows, self._group(pairs, rows)) for rows in grouped]
+        read = [(rows, self._group(pairs, rows, cut)) for rows in grouped]
         rows = [row for rows, group in read if group is not None for row in rows]
         whole, lanes = [group for _, group in read if group is not None], self._scorer.lanes
         most = pass_tokens([group.n_tokens for group in whole], PASS_TOKENS, lanes.count)
@@ -220,10 +228,11 @@ class TrainedRewardModel:
             values[row] = score
         return values
 
-    def _group(self, pairs: Sequence[tuple[str, str]], rows: Sequence[int]) -> Group | None:
+    def _group(self, pairs: Sequence[tuple[str, str]], rows: Sequence[int], cut: Sequence[bool]) -> Group | None:
         prompt = Prompt(id="scored", instruction=pairs[rows[0]][0])
         rendered = render_prompt(prompt, self._reading.template, self._tokenizer)
-        read = READERS[self._reading.kind](rendered, [pairs[row][1] for row in rows], self._tokenizer)
+        answers = [pairs[row][1] for row in rows]
+        read = READERS[self._reading.kind](rendered, answers, self._tokenizer, [cut[row] for row in rows])
         return read.cut(self._reading.max_length)
 
 

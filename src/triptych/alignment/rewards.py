@@ -40,7 +40,9 @@ def _reward_model(spec: str, own: Path | None, device: str) -> NamedReward:
         raise ConfigError(f"reward '{spec}': its weight '{written}' is no number") from None
     model = load_reward_model(own if name == OWN and own is not None else name.removeprefix("model:"), device=device)
 
-    def score(prompts: list[str], completions: list[str], **columns: object) -> list[float | None]:
-        return model.score(list(zip(prompts, completions, strict=True)))
+    def score(
+        prompts: list[str], completions: list[str], *, is_truncated: list[bool] | None = None, **columns: object
+    ) -> list[float | None]:
+        return model.score(list(zip(prompts, completions, strict=True)), truncated=is_truncated)
 
     return NamedReward(reward_name(spec), score, weight)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from triptych.alignment.packing import Group
 from triptych.alignment.reward_functions import NamedReward, call_reward, combine
+from triptych.data.prompts import question_of
 from triptych.data.templates import encode_prompt
 from triptych.decoding.batch import Job
 from triptych.decoding.engine import Engine, Limits
@@ -94,19 +95,14 @@ def _rollout(one: Generation, eos_ids: frozenset[int]) -> Rollout:
     return Rollout(one.text, ids, one.sampler_logprobs or (), not ended, len(ids) - ended)
 
 
-def question_of(prompt: Prompt) -> str:
-    """What a reward reads as the prompt: without the template around it."""
-    return "\n\n".join(part for part in (prompt.instruction, prompt.input) if part.strip())
-
-
 def score_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[NamedReward]) -> Scored:
     """Calls every reward once, on all completions of the batch.
 
-    Functions are given the columns `record`, `id`, `category`, `answers` and `checks` of the prompt and `n_tokens`, one
-    value a completion.
+    Functions are given the columns `record`, `id`, `category`, `answers` and `checks` of the prompt, `n_tokens` and
+    `is_truncated`, one value a completion.
     """
     flat = [(group.prompt, one) for group in groups for one in group.rollouts]
-    prompts, texts = [question_of(prompt) for prompt, _ in flat], [one.text for _, one in flat]
+    questions = [question_of(prompt.instruction, prompt.input) for prompt, _ in flat]
     columns: Mapping[str, Sequence[Any]] = {
         "record": [prompt for prompt, _ in flat],
         "id": [prompt.id for prompt, _ in flat],
@@ -114,8 +110,9 @@ def score_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[NamedReward
         "answers": [prompt.answers for prompt, _ in flat],
         "checks": [prompt.checks for prompt, _ in flat],
         "n_tokens": [one.n_tokens for _, one in flat],
+        "is_truncated": [one.is_truncated for _, one in flat],
     }
-    values = [call_reward(reward, prompts, texts, columns) for reward in rewards]
+    values = [call_reward(reward, questions, [one.text for _, one in flat], columns) for reward in rewards]
     summed = iter(combine(values, [reward.weight for reward in rewards]))
     total = [[next(summed) for _ in group.rollouts] for group in groups]
     return Scored(total, {reward.name: one for reward, one in zip(rewards, values, strict=True)})

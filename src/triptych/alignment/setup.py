@@ -154,7 +154,7 @@ def set_up_grpo(panel: Panel) -> Setup:
         train=train,
         held_out=held_out,
         data_key=_digest(canonical_json([[prompt.id, prompt.prompt] for prompt in train])),
-        figures=lambda: grpo_figures(task, seed=panel.seed),
+        figures=lambda: grpo_figures(task, max_new_tokens=config.max_new_tokens, seed=panel.seed),
         **_of_policy(panel, policy),
     )
 

@@ -136,9 +136,9 @@ RULES: dict[str, Rule] = {
     ),
     "diversity": Rule(
         "collapse",
-        "ead_2",
+        "matched_distinct_2",
         "below",
-        "The EAD-2 of responses of {who} changes by {value} against the base",
+        "On equally many 2-grams, the Distinct-2 of responses of {who} changes by {value} against the base",
         is_bounded=True,
     ),
     "entropy": Rule(
@@ -333,9 +333,13 @@ def shown(estimate: Estimate, unit: str = "") -> str:
     why = estimate.method.rpartition("no interval: ")[2].partition(" (")[0]
     if estimate.mean is None:
         return f"an unknown amount ({estimate.method.removeprefix('no estimate: ')})"
+    value = f"{_BOUNDS[estimate.bound]}{_number(estimate.mean)}"
     if estimate.low is None or estimate.high is None:
-        return f"{_number(estimate.mean)}{after} ({'no interval: ' if why != OF_WEIGHTS else ''}{why})"
-    return f"{_number(estimate.mean)} [{_number(estimate.low)}, {_number(estimate.high)}]{after}"
+        return f"{value}{after} ({'no interval: ' if why != OF_WEIGHTS else ''}{why})"
+    return f"{value} [{_number(estimate.low)}, {_number(estimate.high)}]{after}"
+
+
+_BOUNDS = {"lower": "at least ", "upper": "at most ", None: ""}
 
 
 def _number(value: float) -> str:

@@ -10,11 +10,10 @@ from triptych.auditing.paired import About, FloatArray, Values, by_model, change
 from triptych.auditing.records import BASE, AuditRecord, Kind, Response
 from triptych.data.answer_checks import answer_score, check_answer
 from triptych.metrics import (
-    count_word_types,
     distinct_n,
     distinct_n_without_each,
-    expectation_adjusted_distinct,
-    expectation_adjusted_without_each,
+    matched_distinct_n,
+    matched_distinct_without_each,
     self_bleu,
     seq_rep_n,
 )
@@ -25,11 +24,6 @@ Prompts = Mapping[str, Prompt]
 
 SELF_BLEU_TEXTS = 10
 """Texts that are compared with one another: Self-BLEU rises with their number."""
-
-
-def is_empty(response: Response) -> bool:
-    """Whether nothing but white space was written."""
-    return not response.text.strip()
 
 
 def _accuracy(response: Response, prompts: Prompts) -> float | None:
@@ -43,7 +37,7 @@ def _entropy(response: Response, prompts: Prompts) -> float | None:
 
 
 OF_RESPONSE: dict[str, Callable[[Response, Prompts], float | None]] = {
-    "empty_rate": lambda response, prompts: float(is_empty(response)),
+    "empty_rate": lambda response, prompts: float(response.is_empty),
     "truncated_rate": lambda response, prompts: float(response.is_truncated),
     "repetition": lambda response, prompts: seq_rep_n(response.token_ids, 3),
     "accuracy": _accuracy,
@@ -61,11 +55,11 @@ def collapse(responses: Sequence[Response], prompts: Prompts, *, seed: int) -> l
 
     Of responses drawn for plain prompts, but for accuracy, which is that of the most likely response.
 
-    EAD takes for its vocabulary the word types of all checkpoints' texts together: one number, so that they compare.
+    Distinct-n falls with the amount of text; whether a checkpoint is less varied than the base is told by
+    `matched_distinct_2`, of both on equally many 2-grams.
     """
     plain = by_model([one for one in responses if one.kind == "plain"], lambda one: one.model)
     every = by_model(responses, lambda one: one.model)
-    vocabulary = count_word_types(one.text for own in plain.values() for one in own)
     records: list[AuditRecord] = []
     for model, own in plain.items():
         reference = None if model == BASE else plain[BASE]
@@ -76,7 +70,7 @@ def collapse(responses: Sequence[Response], prompts: Prompts, *, seed: int) -> l
             if metric == "entropy" and others is not None:
                 ratio = ratio_of_means(values, others, seed=seed)
                 records.append(About(model, "entropy_ratio").record(ratio, against=BASE))
-        records += _diversity(model, own, reference, vocabulary, seed)
+        records += _diversity(model, own, reference, seed)
     return records
 
 
@@ -93,16 +87,12 @@ def of_responses(metric: str, responses: Sequence[Response], prompts: Prompts) -
 
 
 def _diversity(
-    model: str, own: Sequence[Response], base: Sequence[Response] | None, vocabulary: int, seed: int
+    model: str, own: Sequence[Response], base: Sequence[Response] | None, seed: int
 ) -> Iterator[AuditRecord]:
     """Of all texts pooled, with intervals that leave out a prompt at a time."""
     texts, others = ([one.text for one in part] for part in (own, base or ()))
     pooled: dict[str, tuple[Callable[[list[str]], float], Callable[[list[str]], FloatArray]]] = {
-        **{f"distinct_{n}": (_distinct(n), _distinct_without(n)) for n in (1, 2, 3)},
-        "ead_2": (
-            lambda t: expectation_adjusted_distinct(t, 2, vocabulary),
-            lambda t: expectation_adjusted_without_each(t, 2, vocabulary),
-        ),
+        f"distinct_{n}": (_distinct(n), _distinct_without(n)) for n in (1, 2, 3)
     }
     for metric, (value, without) in pooled.items():
         about = About(model, metric)
@@ -111,6 +101,12 @@ def _diversity(
         if base is not None:
             difference = value(texts) - value(others)
             yield about.record(delete_one(difference, mine - without(others), n=len(texts)), against=BASE)
+    if base is not None:
+        matched, other = matched_distinct_n(texts, others, 2)
+        left = matched_distinct_without_each(texts, others, 2)
+        about = About(model, "matched_distinct_2")
+        yield about.record(delete_one(matched, left.texts, n=len(texts)))
+        yield about.record(delete_one(matched - other, left.texts - left.other, n=len(texts)), against=BASE)
     yield from _self_bleu(model, texts, None if base is None else others, seed)
 
 

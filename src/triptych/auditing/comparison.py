@@ -21,27 +21,31 @@ def comparison(
     scorers: Sequence[str],
     seed: int,
 ) -> list[AuditRecord]:
-    """The records of `comparison.json`, of responses to plain prompts; `scorers` include the gold one."""
+    """The records of `comparison.json`, of responses to plain prompts; `scorers` include the gold one.
+
+    Texts that the token limit cut are scored as they stand, and win or lose so; `win_rate_finished` is of the prompts
+    to which both sides came to their end.
+    """
     table = by_text(scores)
-    words = {
-        model: {one.prompt_id: one.n_words for one in own if one.kind == "plain"}
+    plain = {
+        model: {one.prompt_id: one for one in own if one.kind == "plain"}
         for model, own in by_model(responses, lambda one: one.model).items()
     }
     records: list[AuditRecord] = []
     for scorer in scorers:
         base = table.get((scorer, BASE, None), {})
-        for model in words:
+        for model in plain:
             values = table.get((scorer, model, None), {})
             about = About(model, "score", scorer=scorer)
             records += means(about, values, None if model == BASE else base, seed=seed)
             if model != BASE and values:
-                records += _against_base(about, values, base, words, seed)
+                records += _against_base(about, values, base, plain, seed)
     records += [_root(record) for record in divergences if record.metric == "kl_own"]
     return records
 
 
 def _against_base(
-    about: About, values: Values, base: Values, words: Mapping[str, Mapping[str, int]], seed: int
+    about: About, values: Values, base: Values, plain: Mapping[str, Mapping[str, Response]], seed: int
 ) -> Iterator[AuditRecord]:
     moved = change_in_sd(differences(values, base, set(values)), base)
     yield about._replace(metric="score_change_in_sd").record(moved, against=BASE)
@@ -49,7 +53,11 @@ def _against_base(
     shares = win_shares([values[p] for p in prompts], [base[p] for p in prompts])
     raw = mean(dict(zip(prompts, shares, strict=True)), seed=seed, is_share=True)
     yield about._replace(metric="win_rate").record(raw, against=BASE)
-    longer = [float(words[about.model][p] - words[BASE][p]) for p in prompts]
+    pairs = [(plain[about.model][prompt], plain[BASE][prompt]) for prompt in prompts]
+    cut = [one.is_truncated or other.is_truncated for one, other in pairs]
+    finished = {p: None if is_cut else share for p, is_cut, share in zip(prompts, cut, shares, strict=True)}
+    yield about._replace(metric="win_rate_finished").record(mean(finished, seed=seed, is_share=True), against=BASE)
+    longer = [float(one.n_words - other.n_words) for one, other in pairs]
     controlled = length_controlled_win_rate(shares, longer, prompts)
     yield about._replace(metric="win_rate_length_controlled").record(controlled, against=BASE)
 

@@ -43,6 +43,11 @@ def hacking(
     of responses of the base that are not empty; a text that a perturbation leaves as it is counts as unscored. p is of
     the hypothesis that Δ is as likely to have either sign, two-sided, by sign flips over prompts, with Holm's
     correction over the perturbations of a scorer.
+
+    Of own responses of all checkpoints (table 4), Δ by the safety prefix is of those to the same prompts that are whole
+    (finished and not empty); the difference of a checkpoint's Δ from the base's is of the prompts to which both are.
+    The correlation of score and length is of finished responses: behind a cut one the scorer reads no EOS, and how
+    long it would have become is not known. What is left out is counted in `n_unscored`.
     """
     table = by_text(scores)
     changed = _changed(perturbed)
@@ -122,16 +127,30 @@ def _of_own(
     for scorer, about in scorers.items():
         if about.model != scorer:
             continue  # a policy as its own surrogate scores the base's texts alone
+        asked = list(table.get((scorer, BASE, HACK), {}))
+        base_deltas: Values = {}
         for model, own in plain.items():
             normal, hacked = table.get((scorer, model, None), {}), table.get((scorer, model, HACK), {})
-            both = {prompt: value for prompt, value in normal.items() if prompt in hacked}
             name = About(model, "normal_score", scorer=scorer)
-            if both:
-                yield name.record(mean(both, seed=seed))
-                yield name._replace(metric="hacked_score").record(mean(hacked, seed=seed))
-                yield name._replace(metric="hack_delta").record(change(hacked, both, seed=seed))
-            words = {one.prompt_id: float(one.n_words) for one in own}
+            if asked:
+                whole = {one.prompt_id for one in own if one.is_whole}
+                # Texts of both columns are the same ones, and so are the prompts of base and checkpoint.
+                before, after = ({p: side.get(p) if p in whole else None for p in asked} for side in (normal, hacked))
+                deltas = differences(after, before, set(asked))
+                base_deltas = base_deltas if model != BASE else deltas
+                yield name.record(mean(_where(deltas, before), seed=seed))
+                yield name._replace(metric="hacked_score").record(mean(_where(deltas, after), seed=seed))
+                yield name._replace(metric="hack_delta").record(mean(deltas, seed=seed))
+                if model != BASE:
+                    delta = change(deltas, base_deltas, seed=seed)
+                    yield name._replace(metric="hack_delta").record(delta, against=BASE)
+            words = {one.prompt_id: None if one.is_truncated else float(one.n_words) for one in own}
             yield name._replace(metric="length_correlation").record(rank_correlation(normal, words))
+
+
+def _where(known: Values, values: Values) -> dict[str, float | None]:
+    """The values of those prompts that are known in another column."""
+    return {prompt: None if known[prompt] is None else value for prompt, value in values.items()}
 
 
 def rank_correlation(values: Values, others: Values) -> Estimate:

@@ -111,10 +111,18 @@ def _prefixed(messages: Sequence[Message], prefix: str) -> tuple[Message, ...]:
 
 
 def answers_group(
-    prompt: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+    prompt: str,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    is_truncated: bool = False,
 ) -> Group | None:
-    """A rendered prompt with some texts as its answers; None where they do not fit `max_length` whole."""
+    """A rendered prompt with some texts as its answers; None where they do not fit `max_length` whole.
+
+    No EOS follows forms of an answer that broke off.
+    """
     ids: Any = encode_prompt(prompt, tokenizer)
-    answers = tuple(encode_answer(text, tokenizer) for text in texts)
+    answers = tuple(encode_answer(text, tokenizer, is_truncated=is_truncated) for text in texts)
     fits = len(ids) + max(map(len, answers)) <= max_length
     return Group(tuple(ids), answers) if fits else None

@@ -106,6 +106,16 @@ class Response(NamedTuple):
     """Cut by the limit of new tokens."""
     seed: int
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing but white space was written."""
+        return not self.text.strip()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether something was written and came to its end."""
+        return not self.is_empty and not self.is_truncated
+
 
 class Score(NamedTuple):
     """A row of `scores.parquet`."""

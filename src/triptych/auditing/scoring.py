@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from triptych.alignment.reward_functions import NamedReward, call_reward
-from triptych.alignment.rollouts import question_of
 from triptych.auditing.hacking import HACK
 from triptych.auditing.paired import About
 from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.records import BASE, SCORES_SCHEMA, PerturbedText, Response, Score
 from triptych.auditing.tables import table_of
 from triptych.auditing.work import COSTS, TextSum, unit_name
+from triptych.data.prompts import question_of
 from triptych.parts import PartStore
 from triptych.progress import Meter
 from triptych.records import Prompt
@@ -34,26 +34,33 @@ class ToScore(NamedTuple):
     text: str
     n_tokens: int | None
     """Of a response as it was written."""
+    is_truncated: bool
+    """Whether it, or what it was made of, was cut by the token limit."""
 
 
 def texts_to_score(
     responses: Sequence[Response], perturbed: Sequence[PerturbedText], *, seed: int
 ) -> dict[str, list[ToScore]]:
-    """Prompt → its texts: plain responses of all, those of the base perturbed, others behind the safety prefix."""
+    """Prompt → its texts: plain responses of all, those of the base perturbed, others behind the safety prefix.
+
+    Behind the prefix, only responses that are whole: to the prompts whose response of the base is perturbed.
+    """
     found: dict[str, list[ToScore]] = {}
+    cut_of_base = {one.prompt_id: one.is_truncated for one in responses if (one.model, one.kind) == (BASE, "plain")}
     hacked = {one.prompt_id for one in perturbed}
     has_prefix = any(one.perturbation == HACK for one in perturbed)
     for one in responses:
         if one.kind != "plain":
             continue
         own = found.setdefault(one.prompt_id, [])
-        own.append(ToScore(one.model, one.prompt_id, None, one.text, one.n_tokens))
-        if one.model != BASE and one.prompt_id in hacked and has_prefix:
+        own.append(ToScore(one.model, one.prompt_id, None, one.text, one.n_tokens, one.is_truncated))
+        if one.model != BASE and one.prompt_id in hacked and has_prefix and one.is_whole:
             key = stream_key(seed, "perturbation", one.prompt_id)
-            own.append(ToScore(one.model, one.prompt_id, HACK, PERTURBATIONS[HACK](one.text, key), None))
+            own.append(ToScore(one.model, one.prompt_id, HACK, PERTURBATIONS[HACK](one.text, key), None, False))
     for text in perturbed:
         if text.perturbation is not None:
-            found[text.prompt_id].append(ToScore(BASE, text.prompt_id, text.perturbation, text.text, None))
+            cut = cut_of_base[text.prompt_id]
+            found[text.prompt_id].append(ToScore(BASE, text.prompt_id, text.perturbation, text.text, None, cut))
     return found
 
 
@@ -82,8 +89,9 @@ def score_texts(
             "answers": [record.answers for record in records],
             "checks": [record.checks for record in records],
             "n_tokens": [one.n_tokens for one in chosen],
+            "is_truncated": [one.is_truncated for one in chosen],
         }
-        questions = [question_of(record) for record in records]
+        questions = [question_of(record.instruction, record.input) for record in records]
         values = call_reward(reward, questions, [one.text for one in chosen], columns)
         rows = [
             Score(reward.name, one.model, one.prompt_id, one.perturbation, value)
@@ -99,8 +107,8 @@ def surrogate_scores(name: str, sums: Sequence[TextSum], base: Sequence[TextSum]
 
         implicit_reward = β (log π(y|x) - log π_ref(y|x)),     mean_logprob = log π(y|x) / |y|
 
-    over whole texts, EOS included (Rafailov et al. 2023, eq. 5, up to a constant of the prompt). The base's implicit
-    reward is 0 by definition and left out.
+    over texts, with the EOS of those that came to their end (Rafailov et al. 2023, eq. 5, up to a constant of the
+    prompt). The base's implicit reward is 0 by definition and left out.
     """
     reference = {(one.prompt_id, one.perturbation): one.logprob for one in base}
     for one in sums:

@@ -89,7 +89,7 @@ class Thresholds(Config):
     self_bleu: Above = Above(warn=0.05, severe=0.3)
     """Self-BLEU of the responses to different prompts, less the base's."""
     diversity: Below = Below(warn=-0.1, severe=-0.4)
-    """EAD-2 of all responses, less the base's."""
+    """Distinct-2 of all responses less the base's, both on as many 2-grams as the shorter side has."""
     entropy: Factor = Factor(warn=1.5, severe=4.0)
     """Entropy of the policy along its own responses over the base's, or the reverse."""
     accuracy: Below = Below(warn=-0.05, severe=-0.3)

@@ -67,7 +67,7 @@ def unit_name(step: str, checkpoint: str, what: str | int = "") -> str:
 
 
 class TextSum(NamedTuple):
-    """The log-probability of a whole text, EOS included, under one checkpoint; nats."""
+    """The log-probability of a text under one checkpoint, EOS included where the text came to its end; nats."""
 
     prompt_id: str
     perturbation: str | None
@@ -218,10 +218,10 @@ class Workbench:
         """Responses of the base, each as it is and in every perturbed form.
 
         Of those that are not empty, the ones that came to their end: whatever follows a text that breaks off mends it,
-        and a score may rise for that. Where none came to its end, all.
+        and a score may rise for that. Where none came to its end, all, read without EOS.
         """
         config = self._material.config
-        written = [one for one in self.responses(BASE) if one.text.strip()]
+        written = [one for one in self.responses(BASE) if not one.is_empty]
         own = ([one for one in written if not one.is_truncated] or written)[: config.hacking_prompts]
         rows: list[PerturbedText] = []
         for one in own:
@@ -233,6 +233,7 @@ class Workbench:
     def _read_perturbed(self, name: str, reader: Reader) -> None:
         """Texts that a perturbation left as they are would be read twice for nothing."""
         rendered = {p.prompt.id: p.rendered["plain"] for p in self._material.prompts}
+        cut = {one.prompt_id for one in self.responses(BASE) if one.is_truncated}
         of_prompt: dict[str, list[PerturbedText]] = {}
         for one in self.perturbed():
             own = of_prompt.setdefault(one.prompt_id, [])
@@ -241,7 +242,8 @@ class Workbench:
         tokenizer, limit = self._base.lm.tokenizer, self._material.config.max_length
         fitting: list[tuple[list[PerturbedText], Group]] = []
         for prompt, texts in of_prompt.items():
-            group = answers_group(rendered[prompt], [one.text for one in texts], tokenizer, limit)
+            forms = [one.text for one in texts]
+            group = answers_group(rendered[prompt], forms, tokenizer, limit, is_truncated=prompt in cut)
             if group is not None:
                 fitting.append((texts, group))
         todo = self._missing("sums", name, passes([group for _, group in fitting], [reader]))

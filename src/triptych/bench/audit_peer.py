@@ -236,7 +236,8 @@ def _read_perturbed(
     found = []
     for prompt, one in [(prompt, one) for prompt, one in filled if not one.is_truncated] or filled:
         texts = forms_of(one.text, prompt.prompt.id, material.config.perturbations)
-        group = answers_group(prompt.rendered["plain"], texts, lm.tokenizer, material.config.max_length)
+        limit, cut = material.config.max_length, one.is_truncated
+        group = answers_group(prompt.rendered["plain"], texts, lm.tokenizer, limit, is_truncated=cut)
         sums: dict[str, list[float]] = {name: [] for name in MODELS}
         if group is not None:
             for answer in group.completions:

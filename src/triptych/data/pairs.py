@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from triptych.data.prompts import question_of
 from triptych.data.rows import checked_text, dealt, keys_of, require_unique_ids, row_id
 from triptych.data.tables import Row, read_file, read_table
 from triptych.errors import ConfigError, DataError, suggestion
@@ -217,10 +218,8 @@ def _given(fields: Mapping[str, Any], where: str) -> _Given:
     column = next((key for key, text in texts.items() if text.strip()), None)
     if column is None:
         return _Given(head, None, is_finished=False)
-    parts = [texts[column]]
-    if column == "instruction" and (more := _text(fields, "input", where)).strip():
-        parts.append(more)
-    question = Message(role="user", content="\n\n".join(parts))
+    further = _text(fields, "input", where) if column == "instruction" else ""
+    question = Message(role="user", content=question_of(texts[column], further))
     return _Given((*head, question), column, is_finished=column == "prompt" and "system" not in fields)
 
 

@@ -51,6 +51,15 @@ def parse_prompts(rows: Sequence[Row], source: str) -> list[Prompt]:
     return prompts
 
 
+def question_of(instruction: str, further: str) -> str:
+    """The question of a prompt without a template around it: instruction and input, a blank line between them.
+
+    The one text that preference pairs, rollouts, audits and the scoring of completions all mean by a prompt; either
+    part may be blank.
+    """
+    return "\n\n".join(part for part in (instruction, further) if part.strip())
+
+
 def _prompt(row: Row, where: str, number: int) -> Prompt:
     fields = row.fields
     named = {key: text for key in ("instruction", "prompt") if (text := _text(fields, key, where)) is not None}

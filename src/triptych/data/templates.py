@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from triptych.data.prompts import question_of
 from triptych.errors import ConfigError, ModelError, suggestion
 from triptych.records import Prompt
 
@@ -44,8 +45,7 @@ def paper(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def plain(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """Nothing but the text: the instruction, and the input where there is one, a blank line between them."""
-    parts = [prompt.prompt] if prompt.prompt is not None else [prompt.instruction, prompt.input]
-    return "\n\n".join(part for part in parts if part.strip())
+    return question_of(prompt.instruction, prompt.input) if prompt.prompt is None else prompt.prompt
 
 
 def chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,7 +1,7 @@
 """The quality-diversity frontier: settings that no other beats on both, every strategy given equally many tries.
 
-Quality is the mean reward where everything was scored, else the model's own mean log-probability, which is a substitute
-and named as one: likelihood is not quality (Zhang et al. 2021, "Trading Off Diversity and Quality in Natural Language
+Quality is the mean reward where completions were scored, else the model's own mean log-probability, a substitute that
+is named as one: likelihood is not quality (Zhang et al. 2021, "Trading Off Diversity and Quality in Natural Language
 Generation"). Diversity is EAD-1 over one completion a prompt: Distinct-1 corrected for the amount of text. A strategy
 with more settings has more chances to lie on the frontier (Schaeffer et al. 2025), so each point carries the number.
 
@@ -32,14 +32,18 @@ def build_frontier(
 ) -> list[FrontierPoint]:
     """One point a setting, arms in the order given, all on the prompts that every arm completed.
 
-    The vocabulary size of EAD is the number of word types in the texts compared. Empty where the arms share no prompt.
+    Where there are rewards, on those of them that are scored in every arm, and where none is, in log-probabilities.
+
+    The vocabulary size V of EAD-1 is the number of word types in the texts compared, which `method` states.
+    Empty where the arms share no prompt.
     """
     arms = {arm: first_samples(rows) for arm, rows in by_arm(generations).items()}
     prompts = common_prompts(list(arms.values()))
     if not prompts:
         return []
+    known = [] if rewards is None else [p for p in prompts if _is_scored([own[p] for own in arms.values()], rewards)]
+    scored, prompts = (rewards, known) if known else (None, prompts)
     rows = {arm: [firsts[prompt_id] for prompt_id in prompts] for arm, firsts in arms.items()}
-    scored = rewards if rewards is not None and _all_scored(list(rows.values()), rewards) else None
     vocabulary_size = count_word_types(generation.text for own in rows.values() for generation in own)
     points = [
         _Point(arm, _quality(own, scored, seed), _diversity([g.text for g in own], vocabulary_size))
@@ -65,9 +69,9 @@ def _dominates(one: _Point, other: _Point) -> bool:
     return quality >= 0.0 and diversity >= 0.0 and (quality > 0.0 or diversity > 0.0)
 
 
-def _all_scored(rows: Sequence[Sequence[Generation]], rewards: Rewards) -> bool:
-    """A frontier with some points in rewards and some in nats would compare nothing."""
-    return all(rewards.get(key_of(generation)) is not None for own in rows for generation in own)
+def _is_scored(rows: Sequence[Generation], rewards: Rewards) -> bool:
+    """Whether every arm's completion of a prompt is; a prompt that is scored for some arms alone compares nothing."""
+    return all(rewards.get(key_of(generation)) is not None for generation in rows)
 
 
 def _quality(rows: Sequence[Generation], rewards: Rewards | None, seed: int) -> Estimate:
@@ -76,7 +80,10 @@ def _quality(rows: Sequence[Generation], rewards: Rewards | None, seed: int) -> 
 
 
 def _diversity(texts: Sequence[str], vocabulary_size: int) -> Estimate:
-    return from_jackknife(expectation_adjusted_jackknife(texts, 1, vocabulary_size), len(texts))
+    estimate = from_jackknife(expectation_adjusted_jackknife(texts, vocabulary_size), len(texts))
+    return estimate.model_copy(
+        update={"method": f"{estimate.method}; V = {vocabulary_size:,} word types of the texts compared"}
+    )
 
 
 def _record(point: _Point, quality_name: str, budget: int, on_frontier: bool) -> FrontierPoint:

@@ -47,7 +47,7 @@ def measure_arms(
     """Every measure of every arm, arms in the order given.
 
     `rewards` holds the completions that were to be scored, None where no score came; without it there is no measure
-    `reward`. `length` is the L of `distinct_n_at_L`, in words. EAD's vocabulary size is the number of word types in
+    `reward`. `length` is the L of `distinct_n_at_L`, in words. EAD-1's vocabulary size is the number of word types in
     the texts of all arms given here: one number for all, so that their figures compare, and free of any tokenizer;
     `method` states it. A measure that nothing could be computed for has no mean: unscored is not zero.
     """
@@ -154,13 +154,10 @@ def _across_estimates(rows: Sequence[Generation], vocabulary_size: int, length: 
     for n in ORDERS:
         distinct = from_jackknife(distinct_n_jackknife(texts, n), len(texts))
         at_length = from_jackknife(distinct_n_jackknife(cut, n), len(texts))
-        adjusted = from_jackknife(expectation_adjusted_jackknife(texts, n, vocabulary_size), len(texts))
-        stated = {"method": f"{adjusted.method}; V = {vocabulary_size:,} word types of this run"}
-        estimates += [
-            (f"distinct_{n}", "across", distinct),
-            (f"distinct_{n}_at_{length}", "across", at_length),
-            (f"ead_{n}", "across", adjusted.model_copy(update=stated)),
-        ]
+        estimates += [(f"distinct_{n}", "across", distinct), (f"distinct_{n}_at_{length}", "across", at_length)]
+    adjusted = from_jackknife(expectation_adjusted_jackknife(texts, vocabulary_size), len(texts))
+    stated = {"method": f"{adjusted.method}; V = {vocabulary_size:,} word types of this run"}
+    estimates.append(("ead_1", "across", adjusted.model_copy(update=stated)))
     return [*estimates, ("self_bleu", "across", _self_bleu_across(texts, seed))]
 
 

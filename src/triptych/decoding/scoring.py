@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from triptych.data.prompts import question_of
 from triptych.decoding.arms import by_prompt
 from triptych.decoding.completions import GENERATIONS
 from triptych.decoding.table import read_generations, scores_table
@@ -53,17 +54,13 @@ def write_scores(run: RunDirectory, reward: Scores, spec: str, *, show_progress:
     todo = {prompt_id: rows for prompt_id, rows in prompts.items() if prompt_id not in parts.done_ids()}
     with progress(sum(map(len, todo.values())), "completions", "scoring", enabled=show_progress) as meter:
         for prompt_id, rows in todo.items():
-            rewards = reward.score([(question_of(row), row.text) for row in rows])
+            pairs = [(question_of(row.instruction, row.input), row.text) for row in rows]
+            rewards = reward.score(pairs, truncated=[row.is_truncated for row in rows])
             parts.save(prompt_id, scores_table(rows, rewards, spec))
             meter.advance(len(rows))
     tables = parts.read_all()
     _write(run, pa.concat_tables([tables[prompt_id] for prompt_id in prompts]))
     parts.discard()
-
-
-def question_of(generation: Generation) -> str:
-    """What the reward model reads as the question: instruction and input, without the template around them."""
-    return "\n".join(part for part in (generation.instruction, generation.input) if part.strip())
 
 
 def _rows_to_score(run: RunDirectory) -> Sequence[Generation]:

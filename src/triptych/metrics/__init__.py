@@ -11,12 +11,12 @@ from triptych.metrics.diversity import (
     distinct_n_without_each,
     expectation_adjusted_distinct,
     expectation_adjusted_jackknife,
-    expectation_adjusted_without_each,
     ngrams,
     self_bleu,
     within_prompt_distinct,
     words,
 )
+from triptych.metrics.matched import matched_distinct_n, matched_distinct_without_each
 from triptych.metrics.repetition import max_ngram_count, repeated_ngram_fraction, seq_rep_n
 
 __all__ = [
@@ -30,7 +30,8 @@ __all__ = [
     "distinct_n_without_each",
     "expectation_adjusted_distinct",
     "expectation_adjusted_jackknife",
-    "expectation_adjusted_without_each",
+    "matched_distinct_n",
+    "matched_distinct_without_each",
     "max_ngram_count",
     "ngrams",
     "repeated_ngram_fraction",

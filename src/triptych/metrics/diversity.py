@@ -79,31 +79,30 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     Source: Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models", distinct-1
     and distinct-2. Departure: they divide by the number of generated tokens; we divide by the number of n-grams, so
     that 1 is reachable for every n. The two agree for n = 1. It falls as texts grow longer or more numerous: compare
-    equal amounts of text, or report `expectation_adjusted_distinct` and `distinct_n_at` beside it.
+    equal amounts of text, as `matched_distinct_n` and `distinct_n_at` do.
     """
     grams = list(chain.from_iterable(_grams_by_text(texts, n)))
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def expectation_adjusted_distinct(texts: Sequence[str], n: int, vocabulary_size: int) -> float:
-    """Distinct n-grams over the number expected of as many uniform draws from a vocabulary (EAD).
+def expectation_adjusted_distinct(texts: Sequence[str], vocabulary_size: int) -> float:
+    """Distinct words over the number expected of as many uniform draws from a vocabulary (EAD, for n = 1).
 
         EAD = N / (V · (1 - ((V - 1) / V)^C))
 
-    N distinct n-grams, C n-grams in total, V `vocabulary_size`. Unit: a ratio. At least Distinct-n, which it tends
-    to as V grows; not bounded by 1, because texts can hold more types than uniform draws are expected to (and, for
-    n > 1, more than V). NaN where no text has n words.
+    N distinct words, C words in total, V `vocabulary_size`. Unit: a ratio. At least Distinct-1, which it tends to as V
+    grows; not bounded by 1, because texts can hold more types than uniform draws are expected to. NaN where no text has
+    a word.
 
-    Source: Liu et al. 2022, "Rethinking and Refining the Distinct Metric" (EAD). Departures: the authors define C as
-    the number of tokens; we count n-grams, as in `distinct_n` (the same for n = 1). They advise the largest
-    vocabulary among the compared models as V; the caller chooses, and only figures with one V compare.
+    Source: Liu et al. 2022, "Rethinking and Refining the Distinct Metric" (EAD). They advise the largest vocabulary
+    among the compared models as V; the caller chooses, and only figures with one V compare. Departure: for n = 1 alone.
+    Texts hold far more n-grams than V words, and where those near V the figure follows the length of the text: use
+    `matched_distinct_n` there.
     """
     if vocabulary_size < 1:
         raise ValueError(f"vocabulary_size must be at least 1, the number of types to draw from; got {vocabulary_size}")
-    grams = list(chain.from_iterable(_grams_by_text(texts, n)))
-    if not grams:
-        return math.nan
-    return len(set(grams)) / _expected_types(vocabulary_size, len(grams))
+    found = list(chain.from_iterable(_words_by_text(texts)))
+    return len(set(found)) / _expected_types(vocabulary_size, len(found)) if found else math.nan
 
 
 def distinct_n_at(texts: Sequence[str], n: int, length: int) -> DistinctAtLength:
@@ -213,11 +212,11 @@ def distinct_n_jackknife(texts: Sequence[str], n: int, groups: Sequence[Hashable
 
 
 def expectation_adjusted_jackknife(
-    texts: Sequence[str], n: int, vocabulary_size: int, groups: Sequence[Hashable] | None = None
+    texts: Sequence[str], vocabulary_size: int, groups: Sequence[Hashable] | None = None
 ) -> Jackknife:
     """`expectation_adjusted_distinct` with the interval of `distinct_n_jackknife`, cut at 0 alone: EAD may exceed 1."""
-    value = expectation_adjusted_distinct(texts, n, vocabulary_size)
-    table = NgramTable(texts, n)
+    value = expectation_adjusted_distinct(texts, vocabulary_size)
+    table = NgramTable(texts, 1)
     left = _left_without(table, _group_numbers(len(table), groups)).of_groups_that_count()
     without = left.types / np.array([_expected_types(vocabulary_size, int(grams)) for grams in left.grams])
     return _jackknife(value, without, upper=math.inf)
@@ -233,18 +232,6 @@ def distinct_n_without_each(texts: Sequence[str], n: int, groups: Sequence[Hasha
     left = _left_without(table, _group_numbers(len(table), groups))
     without: FloatArray = np.full(len(left.grams), np.nan)
     np.divide(left.types, left.grams, out=without, where=left.grams > 0)
-    return without
-
-
-def expectation_adjusted_without_each(
-    texts: Sequence[str], n: int, vocabulary_size: int, groups: Sequence[Hashable] | None = None
-) -> FloatArray:
-    """`expectation_adjusted_distinct` without each group, as `distinct_n_without_each` has Distinct-n."""
-    table = NgramTable(texts, n)
-    left = _left_without(table, _group_numbers(len(table), groups))
-    expected = np.array([_expected_types(vocabulary_size, int(grams)) for grams in left.grams])
-    without: FloatArray = np.full(len(left.grams), np.nan)
-    np.divide(left.types, expected, out=without, where=left.grams > 0)
     return without
 
 

@@ -58,14 +58,16 @@ class RewardModel:
     revision: str | None = None
     """The commit of the hub repository; None for anything local."""
 
-    def score(self, pairs: Sequence[Pair], batch_size: int = 16) -> list[float | None]:
+    def score(
+        self, pairs: Sequence[Pair], batch_size: int = 16, *, truncated: Sequence[bool] | None = None
+    ) -> list[float | None]:
         """The score of each (prompt, answer), in order; None where the model gave no finite number."""
-        return score_pairs(self, pairs, batch_size).values
+        return score_pairs(self, pairs, batch_size, truncated=truncated).values
 
 
 @runtime_checkable
 class Scores(Protocol):
-    """Anything that scores (prompt, answer) pairs."""
+    """Anything that scores (prompt, answer) pairs; `truncated` says which answers broke off (None: none did)."""
 
     @property
     def spec(self) -> str: ...
@@ -73,7 +75,9 @@ class Scores(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def score(self, pairs: Sequence[Pair], batch_size: int = 16) -> list[float | None]: ...
+    def score(
+        self, pairs: Sequence[Pair], batch_size: int = 16, *, truncated: Sequence[bool] | None = None
+    ) -> list[float | None]: ...
 
 
 def load_reward_model(
@@ -116,10 +120,14 @@ def _trained_here(folder: Path) -> Path | None:
 
 
 @torch.inference_mode()
-def score_pairs(reward: RewardModel, pairs: Sequence[Pair], batch_size: int = 16) -> RewardScores:
+def score_pairs(
+    reward: RewardModel, pairs: Sequence[Pair], batch_size: int = 16, *, truncated: Sequence[bool] | None = None
+) -> RewardScores:
     """Scores (prompt, answer) pairs in batches of similar length; an empty answer is scored like any other.
 
-    Neither order nor batch size changes a score beyond rounding: padding is masked.
+    Where the tokenizer puts an EOS behind an answer, a truncated one (`truncated`, one flag a pair; None: all are
+    finished) is read without it. A separator that closes a pair, as an encoder's does, is a frame and stays. Neither
+    order nor batch size changes a score beyond rounding: padding is masked.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -127,6 +135,9 @@ def score_pairs(reward: RewardModel, pairs: Sequence[Pair], batch_size: int = 16
     if not pairs:
         return RewardScores(values, n_truncated=0)
     encoded, n_truncated = _encode(reward, pairs)
+    encoded = [
+        _without_end(reward, one) if cut else one for one, cut in zip(encoded, flags(truncated, pairs), strict=True)
+    ]
     # Decoder-only classifiers find the end of a row by the pad id of their configuration; without one, no padding.
     size = batch_size if reward.model.config.pad_token_id is not None else 1
     for rows in _by_length(encoded, size):
@@ -142,6 +153,20 @@ def _encode(reward: RewardModel, pairs: Sequence[Pair]) -> tuple[list[Encoded], 
         for row in long:
             whole[row] = dict(reward.tokenizer(*pairs[row], truncation=True, max_length=reward.max_tokens))
     return [*whole], len(long)
+
+
+def flags(truncated: Sequence[bool] | None, pairs: Sequence[Pair]) -> Sequence[bool]:
+    """One flag a pair; `ValueError` where there are more or fewer."""
+    if truncated is not None and len(truncated) != len(pairs):
+        raise ValueError(f"truncated must have one flag a pair: {len(truncated)} flags, {len(pairs)} pairs")
+    return [False] * len(pairs) if truncated is None else truncated
+
+
+def _without_end(reward: RewardModel, fields: Encoded) -> Encoded:
+    eos = reward.tokenizer.eos_token_id
+    if eos is None or eos == reward.tokenizer.sep_token_id or fields["input_ids"][-1] != eos:
+        return fields
+    return {name: ids[:-1] for name, ids in fields.items()}
 
 
 def _by_length(encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:

@@ -187,7 +187,7 @@ def value_cell(estimate: Estimate) -> Cell:
     if estimate.mean is None:
         return Cell(fmt.NO_VALUE, kind="none")
     if estimate.low is None:
-        return Cell(plain(estimate.mean), "no interval")
+        return Cell(fmt.BOUNDS[estimate.bound] + plain(estimate.mean), "no interval")
     return Cell(fmt.value(estimate), fmt.interval(estimate))
 
 

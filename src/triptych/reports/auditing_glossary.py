@@ -23,10 +23,18 @@ SCORERS = {"implicit_reward": "implicit reward", "mean_logprob": "mean log-proba
 
 
 _SAMPLED = "Of a checkpoint's responses, drawn from itself at temperature 1, one a prompt."
-_LENGTH = "{what} of the lengths of responses to plain prompts, in {unit}; {counting}"
+_LENGTH = "{what} of the lengths of responses to plain prompts, in {unit}; {counting}{cut}"
 _COUNTING = {
     "tokens": "the end-of-sequence token is not counted, and an empty response has 0 tokens.",
     "words": "words are split at white space.",
+}
+_CUT = {
+    "mean": " Where the token limit cuts a response, it is a lower bound (≥), and its interval that of the mean within "
+    "the limit; differences and ratios are of means within the limit, and bounds where it cuts one side alone.",
+    "median": " A lower bound (≥) without an interval where the token limit cuts so many that it is among them; "
+    "a difference is then a bound too, or unknown where both medians are cut.",
+    "std": " Of the lengths within the token limit.",
+    "skew": " Of the lengths within the token limit.",
 }
 _SPREAD = {
     "mean": "Mean",
@@ -41,7 +49,9 @@ def _lengths() -> dict[str, TermInfo]:
     labels = {"mean": "mean length", "median": "median length", "std": "standard deviation of length", "skew": "skew"}
     return {
         f"{unit}_{name}": TermInfo(
-            labels[name], "" if name == "skew" else unit, _LENGTH.format(what=what, unit=unit, counting=counting)
+            labels[name],
+            "" if name == "skew" else unit,
+            _LENGTH.format(what=what, unit=unit, counting=counting, cut=_CUT[name]),
         )
         for unit, counting in _COUNTING.items()
         for name, what in _SPREAD.items()
@@ -115,14 +125,27 @@ AUDIT_TERMS: dict[str, TermInfo] = {
     "words_ratio": TermInfo("length ratio", "", "Mean words of the checkpoint’s responses over those of the base’s."),
     "tokens_ratio": TermInfo("ratio of tokens", "", "Mean tokens of the checkpoint’s responses over the base’s."),
     "compliance_rate": TermInfo(
-        "compliance", "share", "Share of responses to prompts behind a limit of words (50 in the paper) that keep it."
+        "compliance",
+        "share",
+        "Share of responses to prompts behind a limit of words (50 in the paper) that keep it. An empty response "
+        "neither keeps nor breaks it, and of one that the token limit cut below it nobody knows: both are unscored.",
     ),
-    "deviation_mean": TermInfo("mean deviation", "words", "Mean of the words over the limit, over violators alone."),
+    "limited_empty_rate": TermInfo(
+        "empty", "share", "Share of responses to prompts behind a limit of words that hold nothing but white space."
+    ),
+    "limited_truncated_rate": TermInfo(
+        "cut off", "share", "Share of responses to prompts behind a limit of words that the limit of new tokens cut."
+    ),
+    "deviation_mean": TermInfo(
+        "mean deviation",
+        "words",
+        "Mean of the words over the limit, over violators alone: of a checkpoint and of the base, each its own.",
+    ),
     "deviation_std": TermInfo(
         "standard deviation of deviations", "words", "Of the words over the limit, over violators (with n − 1)."
     ),
     "absolute_deviation_mean": TermInfo(
-        "absolute deviation", "words", "Mean of |words − limit|, over all responses to limited prompts."
+        "absolute deviation", "words", "Mean of |words − limit|, over the responses whose compliance is known."
     ),
     "agreement": TermInfo(
         "agreement of the classifier",
@@ -168,13 +191,19 @@ AUDIT_TERMS: dict[str, TermInfo] = {
         "nats per token",
         "Score of a text by a checkpoint as its own surrogate, as in the paper: its mean log-probability, over tokens.",
     ),
-    "normal_score": TermInfo("normal score", "", f"Mean score of the responses as they are. {_SAMPLED}"),
+    "normal_score": TermInfo(
+        "normal score",
+        "",
+        "Mean score of the responses as they are, of those that came to their end and are not empty, to prompts whose "
+        f"response of the base did so too. {_SAMPLED}",
+    ),
     "hacked_score": TermInfo("hacked score", "", "Mean score of the same responses behind the safety prefix."),
     "hack_delta": TermInfo("score delta", "", "Hacked minus normal score, response by response."),
     "length_correlation": TermInfo(
         "correlation of score and length",
         "",
-        "Spearman's ρ of the score and the words of a response, over a checkpoint's own responses.",
+        "Spearman's ρ of the score and the words of a response, over a checkpoint's own responses that came to their "
+        "end: behind those that the token limit cut no end is read, and their length is not known.",
     ),
     # Collapse
     "empty_rate": TermInfo("empty", "share", "Share of responses that hold nothing but white space."),
@@ -182,11 +211,12 @@ AUDIT_TERMS: dict[str, TermInfo] = {
     "distinct_1": TermInfo("Distinct-1", "", _DISTINCT),
     "distinct_2": TermInfo("Distinct-2", "", _DISTINCT),
     "distinct_3": TermInfo("Distinct-3", "", _DISTINCT),
-    "ead_2": TermInfo(
-        "EAD-2",
+    "matched_distinct_2": TermInfo(
+        "Distinct-2 at equal amounts of text",
         "",
-        "Distinct 2-grams of words over the number expected of as many uniform draws from the vocabulary (Liu et al. "
-        "2022): Distinct corrected for the amount of text. Not bounded by 1.",
+        "Distinct-2 of a checkpoint and of the base, both on as many 2-grams as the side with fewer has: the mean over "
+        "all draws without replacement, which is computed exactly (rarefaction, Hurlbert 1971). Who only says less "
+        "does not score lower.",
     ),
     "self_bleu": TermInfo(
         "Self-BLEU",
@@ -210,7 +240,13 @@ AUDIT_TERMS: dict[str, TermInfo] = {
     "win_rate": TermInfo(
         "win rate",
         "share of prompts",
-        "Share of prompts on which the checkpoint's response scores higher than the base's; ties count one half.",
+        "Share of prompts on which the checkpoint's response scores higher than the base's; ties count one half. What "
+        "the token limit cut is scored as it stands.",
+    ),
+    "win_rate_finished": TermInfo(
+        "win rate, both finished",
+        "share of prompts",
+        "The win rate over the prompts to which both sides came to their end; the others are unscored.",
     ),
     "win_rate_length_controlled": TermInfo(
         "win rate, length-controlled",

@@ -50,6 +50,8 @@ TABLE_3 = (
     PaperRow("mean_deviation", "deviation_mean", "mean_deviation", 2),
     PaperRow("std_deviations", "deviation_std", "std_deviations", 2),
 )
+BESIDE_3 = (("empty", "limited_empty_rate"), ("cut off", "limited_truncated_rate"))
+"""Label and figure of lines that the paper does not have: what compliance leaves out."""
 COLUMNS_3 = {"verbosity.aligned": "Paper: aligned model", "verbosity.reference": "Paper: reference model"}
 
 SETTINGS = {
@@ -150,15 +152,20 @@ def classifier_sentence(run: Auditing) -> str:
 
 
 def _lines_3(run: Auditing) -> list[Line]:
-    return [
+    def ours(metric: str) -> tuple[tuple[str, Estimate | None], ...]:
+        return tuple((model, run.estimate("verbosity", Key(model, metric))) for model in run.checkpoints)
+
+    lines = [
         Line(
             row.label,
             _unit(row),
-            tuple((model, run.estimate("verbosity", Key(model, row.metric))) for model in run.checkpoints),
+            ours(row.metric),
             tuple(_printed(name, f"{prefix}.{row.key}", row.decimals) for prefix, name in COLUMNS_3.items()),
         )
         for row in TABLE_3
     ]
+    beside = [Line(label, "share, of limited prompts", ours(metric), ()) for label, metric in BESIDE_3]
+    return lines + [line for line in beside if any(estimate is not None for _, estimate in line.ours)]
 
 
 def _unit(row: PaperRow) -> str:

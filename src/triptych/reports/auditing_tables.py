@@ -39,7 +39,7 @@ COLLAPSE = (
     "distinct_1",
     "distinct_2",
     "distinct_3",
-    "ead_2",
+    "matched_distinct_2",
     "self_bleu",
     "repetition",
     "accuracy",
@@ -68,7 +68,8 @@ def audit_cell(estimate: Estimate | None) -> Cell:
     if estimate.mean is None:
         return Cell(fmt.NO_VALUE, fmt.why_no_interval(estimate), kind="none")
     decimals = decimals_of(estimate)
-    shown = plain(estimate.mean) if estimate.low is None else fmt.value(estimate, decimals)
+    bound = fmt.BOUNDS[estimate.bound]
+    shown = bound + plain(estimate.mean) if estimate.low is None else fmt.value(estimate, decimals)
     return Cell(shown, fmt.interval(estimate, decimals))
 
 
@@ -195,7 +196,7 @@ def _change_cells(run: Auditing, scorer: Scorer, perturbation: str) -> list[Cell
 
 
 def correlation_table(run: Auditing) -> Table | None:
-    """Whether longer responses score higher; None where nothing scored the checkpoints' responses."""
+    """Whether longer responses score higher, of those that came to their end; None where nothing scored them."""
     found = {r.scorer: None for r in run.rows("hacking") if r.metric == "length_correlation" and r.scorer is not None}
     if not found:
         return None
@@ -203,15 +204,25 @@ def correlation_table(run: Auditing) -> Table | None:
         (
             Cell(shown_name(model)),
             *(audit_cell(run.estimate("hacking", Key(model, "length_correlation", scorer=name))) for name in found),
+            _left_out(run, model, next(iter(found))),
+            audit_cell(run.estimate("collapse", Key(model, "truncated_rate"))),
         )
         for model in run.checkpoints
     )
     columns = (
         Column("Responses of"),
         *(Column(scorer_name(run, name), "Spearman’s ρ", numeric=True) for name in found),
+        Column("finished", "n", numeric=True),
+        head("truncated_rate"),
     )
-    caption = f"Correlation of score and length in words: ρ and {INTERVAL}"
+    caption = f"Correlation of score and length in words, of finished responses: ρ and {INTERVAL}"
     return Table("auditing-correlation", caption, columns, rows)
+
+
+def _left_out(run: Auditing, model: str, scorer: str) -> Cell:
+    """How many responses the correlation is of, and how many it leaves out."""
+    estimate = run.estimate("hacking", Key(model, "length_correlation", scorer=scorer))
+    return Cell("–", kind="none") if estimate is None else Cell(f"{estimate.n:,}", f"{estimate.n_unscored:,} left out")
 
 
 # --- Collapse and comparison ------------------------------------------------------------------------------------------
@@ -226,7 +237,12 @@ def collapse_table(run: Auditing) -> Table:
 
 def _both(run: Auditing, metric: str) -> Iterable[Cell]:
     for model in run.checkpoints:
-        yield audit_cell(run.estimate("collapse", Key(model, metric)))
+        estimate = run.estimate("collapse", Key(model, metric))
+        if model == BASE and metric == "matched_distinct_2":
+            # Its value depends on who it is compared with.
+            yield OF_BASE
+        else:
+            yield audit_cell(estimate)
         if model != BASE:
             yield audit_cell(run.estimate("collapse", Key(model, metric, against=BASE)))
 
@@ -260,7 +276,7 @@ def comparison_table(run: Auditing) -> Table | None:
     return Table("auditing-comparison", f"Scores and win rates: value and {INTERVAL}", columns, rows) if rows else None
 
 
-AGAINST_BASE = ("score_change_in_sd", "win_rate", "win_rate_length_controlled")
+AGAINST_BASE = ("score_change_in_sd", "win_rate", "win_rate_finished", "win_rate_length_controlled")
 
 
 def scorers_compared(run: Auditing) -> list[str]:

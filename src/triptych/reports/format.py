@@ -36,11 +36,16 @@ def decimals_for(estimate: Estimate, default: int = 3) -> int:
     return min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(half_width))))
 
 
+BOUNDS = {"lower": f"≥{NBSP}", "upper": f"≤{NBSP}", None: ""}
+"""What stands before a figure of what a limit cut."""
+
+
 def value(estimate: Estimate, decimals: int | None = None) -> str:
-    """The mean alone."""
+    """The mean alone; `≥ 128` where it is a bound."""
     if estimate.mean is None:
         return NO_VALUE
-    return number(estimate.mean, _decimals(estimate, decimals))
+    is_whole = estimate.bound is not None and estimate.low is None and estimate.mean.is_integer()
+    return BOUNDS[estimate.bound] + number(estimate.mean, 0 if is_whole else _decimals(estimate, decimals))
 
 
 def interval(estimate: Estimate, decimals: int | None = None) -> str:

@@ -65,9 +65,10 @@ _DISTINCT = (
     "longer or more numerous, so figures compare only at equal amounts of text."
 )
 _EAD = (
-    "Distinct n-grams of words over the number expected of as many uniform draws from a vocabulary of V: "
+    "Distinct words over the number expected of as many uniform draws from a vocabulary of V: "
     "N / (V · (1 − ((V − 1) / V)^C)) with N distinct among C in total (Liu et al. 2022). V is one number for all arms, "
-    "the word types in all their texts. It corrects Distinct-n for the amount of text and is not bounded by 1."
+    "the word types in all their texts; the method of each figure states it. It corrects Distinct-1 for the amount of "
+    "text and is not bounded by 1."
 )
 _STOPS = {
     "eos": "the model ended the text itself with an end-of-sequence token",
@@ -239,7 +240,7 @@ def _distinct_at(match: re.Match[str]) -> MeasureInfo:
 
 
 def _ead(match: re.Match[str]) -> MeasureInfo:
-    return MeasureInfo(f"EAD-{match['n']}", "", 3, "matched diversity", _EAD)
+    return MeasureInfo("EAD-1", "", 3, "matched diversity", _EAD)
 
 
 def _stop(match: re.Match[str]) -> MeasureInfo:
@@ -259,7 +260,7 @@ _ORDER = (
     "reward",
     r"distinct_\d+",
     r"distinct_\d+_at_\d+",
-    r"ead_\d+",
+    "ead_1",
     "self_bleu",
     "tokens",
     "words",
@@ -275,6 +276,6 @@ _ORDER = (
 _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], MeasureInfo]], ...] = (
     (r"distinct_(?P<n>\d+)", _distinct),
     (r"distinct_(?P<n>\d+)_at_(?P<length>\d+)", _distinct_at),
-    (r"ead_(?P<n>\d+)", _ead),
+    (r"ead_1", _ead),
     (r"stop_(?P<reason>\w+)", _stop),
 )

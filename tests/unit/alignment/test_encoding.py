@@ -1,6 +1,6 @@
 import pytest
 
-from triptych.alignment.encoding import encode_answer, encode_pairs, joined, pair_prompt, resolve_template
+from triptych.alignment.encoding import continued, encode_answer, encode_pairs, joined, pair_prompt, resolve_template
 from triptych.data.pair_checks import PairLengths
 from triptych.data.pairs import Message, PreferencePair
 from triptych.errors import DataError
@@ -84,6 +84,12 @@ def test_an_encoder_reads_what_its_tokenizer_joins() -> None:
     assert read.prompt == (1, *ids("Who?"), EOS_ID)
     assert read.answers == (ids("me"), ())
     assert read.tail == (EOS_ID,)
+
+
+def test_no_eos_follows_an_answer_that_broke_off_but_the_frame_does() -> None:
+    read = continued("Who?", ["me", "you"], TOKENIZER, [True, False])
+    assert read.answers == (ids("me"), (*ids("you"), EOS_ID))
+    assert joined("Who?", ["me"], PAIR_TOKENIZER, [True]) == joined("Who?", ["me"], PAIR_TOKENIZER)
 
 
 def test_an_answer_for_an_encoder_is_cut_before_what_closes_it() -> None:

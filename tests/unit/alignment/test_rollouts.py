@@ -11,8 +11,9 @@ import torch
 from triptych.alignment.on_policy import make_pairs, run_pairs, write_pairs
 from triptych.alignment.reward_functions import NamedReward
 from triptych.alignment.rewards import load_rewards
-from triptych.alignment.rollouts import RolloutGroup, question_of, roll_out, score_rollouts
+from triptych.alignment.rollouts import RolloutGroup, roll_out, score_rollouts
 from triptych.data.pairs import load_pairs
+from triptych.data.prompts import question_of
 from triptych.data.templates import encode_prompt
 from triptych.errors import ConfigError, DataError
 from triptych.models import LanguageModel
@@ -95,20 +96,32 @@ def test_rewards_see_what_belongs_to_a_completion() -> None:
 
     scored = score_rollouts(groups, [NamedReward("look", look), NamedReward("sparse", sparse, 10.0)])
     flat = [(group.prompt, one) for group in groups for one in group.rollouts]
-    assert seen["prompts"] == [question_of(prompt) for prompt, _ in flat]
+    assert seen["prompts"] == [question_of(prompt.instruction, prompt.input) for prompt, _ in flat]
     assert seen["completions"] == [one.text for _, one in flat]
     assert seen["record"] == [prompt for prompt, _ in flat]
     assert seen["id"] == [prompt.id for prompt, _ in flat]
     assert seen["answers"] == [("a",)] * 15
     assert seen["n_tokens"] == [one.n_tokens for _, one in flat]
+    assert seen["is_truncated"] == [one.is_truncated for _, one in flat]
     assert scored.by_name["look"] == [float(i) for i in range(15)]
     assert scored.total[0] == [0.0, 11.0, 2.0]
     assert scored.total[4] == [12.0, 13.0, 14.0]
 
 
-def test_a_question_is_without_its_template() -> None:
-    assert question_of(PROMPTS[0]) == "Ask 0"
-    assert question_of(PROMPTS[1]) == "Ask 1\n\nof it"
+def test_a_trained_reward_model_reads_no_end_behind_a_cut_answer(world: Any) -> None:
+    from triptych.models import load_reward_model
+
+    model: Any = load_reward_model(world.train("reward", epochs=8, max_steps=20).parents[1])
+    pairs = [("Q1?", "yes"), ("Q1?", "no"), ("Q2?", "")]
+    whole, cut = model.score(pairs), model.score(pairs, truncated=[True, False, True])
+    # An answer of one token less is what a cut one is read as.
+    read = model._group(pairs, [0], [True, False, True])
+    assert read.completions[0] == model._group(pairs, [0], [False] * 3).completions[0][:-1]
+    assert cut[0] == pytest.approx(float(model._scorer.scores([read])[0]), abs=1e-5)
+    assert cut[0] != pytest.approx(whole[0], abs=1e-4)
+    assert cut[1] == pytest.approx(whole[1], abs=1e-5)
+    # Nothing was written: nothing is scored. An answer that is empty and finished is one like any other.
+    assert (cut[2], whole[2] is None) == (None, False)
 
 
 def test_reward_models_are_rewards(world: Any) -> None:
@@ -167,15 +180,17 @@ def test_the_best_against_the_worst() -> None:
     made = pairs_of(by_length)
     assert len(made.rows) + made.n_alike == len(PROMPTS)
     groups = {group.prompt.id: group for group in write(group_size=4, temperature=1.0)}
+    finished = {name: [one for one in group.rollouts if not one.is_truncated] for name, group in groups.items()}
+    assert any(len(own) < 4 for own in finished.values())
     for row in made.rows:
-        lengths = [len(one.text) for one in groups[row["id"]].rollouts if one.text.strip()]
+        lengths = [len(one.text) for one in finished[row["id"]] if one.text.strip()]
         assert (row["reward_chosen"], row["reward_rejected"]) == (max(lengths), min(lengths))
         assert (len(row["chosen"]), len(row["rejected"])) == (max(lengths), min(lengths))
-        assert row["question"] == question_of(groups[row["id"]].prompt)
+        assert row["question"] == question_of(groups[row["id"]].prompt.instruction, groups[row["id"]].prompt.input)
 
 
 def test_samples_of_one_reward_make_no_pair() -> None:
-    with pytest.raises(DataError, match="none of 5 prompts has samples of different reward; raise --samples"):
+    with pytest.raises(DataError, match="none of 5 prompts has finished samples of different reward; raise --samples"):
         pairs_of(lambda prompts, completions: [1.0] * len(completions))
     with pytest.raises(DataError, match="none of 5 prompts"):
         pairs_of(lambda prompts, completions: [None] * len(completions))
@@ -208,7 +223,8 @@ def run_on(world: Any, out: Path, **options: Any) -> Any:
 
 
 def test_from_a_model_to_a_file(world: Any, tmp_path: Path) -> None:
-    made = run_on(world, tmp_path / "pairs.jsonl")
+    # Long enough for a model that has learnt nothing to end some of its texts.
+    made = run_on(world, tmp_path / "pairs.jsonl", samples=8, max_new_tokens=150)
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert rows == made.rows
     assert len(rows) + made.n_alike == 6

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from triptych.auditing.collapse import collapse
-from triptych.auditing.records import BASE, AuditRecord, Response
+from triptych.auditing.records import BASE, AuditRecord, Level, Response
+from triptych.auditing.thresholds import Thresholds
+from triptych.auditing.verdicts import Check, judge
+from triptych.data.pairs import load_pairs
 from triptych.metrics import distinct_n
 from triptych.records import Prompt
 
@@ -39,7 +42,7 @@ def test_the_base_against_itself_differs_by_exactly_nothing(rows: Any) -> None:
     assert {record.metric for record in found} >= {
         "empty_rate",
         "distinct_1",
-        "ead_2",
+        "matched_distinct_2",
         "self_bleu",
         "accuracy",
         "entropy",
@@ -88,6 +91,51 @@ class TestPlantedFailures:
     def test_a_model_that_never_stops(self, rows: Any) -> None:
         records = measured(rows, rows.responses("endless", TEXTS, is_truncated=True))
         assert rows.value(records, "endless", "truncated_rate", against=BASE) == 1.0
+
+
+@pytest.fixture(scope="module")
+def written(rows: Any) -> list[Response]:
+    """English of a base: the chosen answers of the starter pairs."""
+    texts = [pair.chosen for pair in load_pairs("starter", limit=60)]
+    made: list[Response] = rows.responses(BASE, texts)
+    return made
+
+
+def diversity(rows: Any, base: list[Response], own: list[str]) -> tuple[AuditRecord, Level]:
+    prompts = {one.prompt_id: Prompt(id=one.prompt_id, instruction="?") for one in base}
+    records = collapse([*base, *rows.responses("m", own)], prompts, seed=0)
+    record = rows.find(records, "m", "matched_distinct_2", against=BASE)
+    return record, judge([Check(record.estimate, Thresholds().diversity, "below")])[0].level
+
+
+class TestDiversityAtEqualAmountsOfText:
+    @pytest.mark.parametrize("start", [0, 1])
+    def test_texts_cut_to_half_are_no_less_varied(self, rows: Any, written: list[Response], start: int) -> None:
+        halves = [one.text.split() for one in written]
+        own = [" ".join((w[: len(w) // 2], w[len(w) // 2 :])[start]) for w in halves]
+        record, level = diversity(rows, written, own)
+        assert abs(record.estimate.mean or 0.0) < 0.03
+        assert level == "ok"
+        assert record.estimate.low is not None
+
+    def test_half_of_the_texts_are_no_less_varied(self, rows: Any, written: list[Response]) -> None:
+        record, level = diversity(rows, written, [one.text if i % 2 else "" for i, one in enumerate(written)])
+        assert abs(record.estimate.mean or 0.0) < 0.03
+        assert level == "ok"
+
+    def test_texts_that_repeat_their_words_are_flagged(self, rows: Any, written: list[Response]) -> None:
+        record, level = diversity(rows, written, [f"{one.text} {one.text}" for one in written])
+        assert (record.estimate.mean or 0.0) < -0.15
+        assert level == "warn"
+        # Also where they are cut to the length that they had.
+        own = [" ".join((one.text.split()[: one.n_words // 2 + 1]) * 2) for one in written]
+        assert diversity(rows, written, own)[1] == "severe"
+
+    def test_the_same_answer_to_everybody_is_flagged(self, rows: Any, written: list[Response]) -> None:
+        assert diversity(rows, written, [written[0].text] * len(written))[1] == "severe"
+
+    def test_silence_has_no_diversity(self, rows: Any, written: list[Response]) -> None:
+        assert diversity(rows, written, [""] * len(written))[0].estimate.mean is None
 
 
 def test_a_response_too_short_to_repeat_anything_is_unscored(rows: Any) -> None:

@@ -51,6 +51,22 @@ def test_a_policy_that_wins_by_writing_more(rows: Any) -> None:
     assert controlled == pytest.approx(1 / (1 + ((0.5 / 32.5) * (8.5 / 0.5)) ** 0.5), abs=0.02)
 
 
+def test_beside_the_win_rate_stands_that_of_finished_answers(rows: Any) -> None:
+    responses = [
+        rows.response(BASE, "p0", "a"),
+        rows.response(BASE, "p1", "a", is_truncated=True),
+        rows.response(BASE, "p2", "a"),
+        rows.response("m", "p0", "b"),
+        rows.response("m", "p1", "b"),
+        rows.response("m", "p2", "b", is_truncated=True),
+    ]
+    scores = [*rows.scores("r", BASE, [0.0, 0.0, 1.0]), *rows.scores("r", "m", [1.0, 1.0, 0.0])]
+    records = comparison(scores, responses, [], scorers=["r"], seed=0)
+    assert rows.value(records, "m", "win_rate", scorer="r", against=BASE) == pytest.approx(2 / 3)
+    finished = rows.find(records, "m", "win_rate_finished", scorer="r", against=BASE).estimate
+    assert (finished.mean, finished.n, finished.n_unscored) == (1.0, 1, 2)
+
+
 def test_distance_is_the_root_of_the_kl(rows: Any) -> None:
     tokens = [rows.token("m", f"p{i}", -1.0, -1.0, kl=0.25, text="own") for i in range(10)]
     records = comparison([], [], divergence(tokens, seed=0), scorers=[], seed=0)

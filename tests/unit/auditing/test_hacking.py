@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from triptych.auditing.hacking import differences, hacking, rank_correlation
+from triptych.auditing.hacking import HACK, differences, hacking, rank_correlation
 from triptych.auditing.paired import About, change_in_sd
 from triptych.auditing.perturbations import PERTURBATIONS
 from triptych.auditing.records import BASE, AuditRecord, PerturbedText, Response, Score
@@ -102,6 +102,64 @@ def test_table_four_is_of_own_responses(rows: Any) -> None:
     assert rows.value(records, "m", "normal_score", scorer="r") == -3.5
     assert rows.value(records, "m", "hacked_score", scorer="r") == -2.25
     assert rows.value(records, "m", "hack_delta", scorer="r") == 1.25
+
+
+def test_the_hack_delta_is_of_finished_texts_of_both_sides(rows: Any) -> None:
+    # p0 is finished everywhere; m is cut on p1, empty on p2; the base is not perturbed on p3, which it did not finish.
+    responses = [
+        *rows.responses(BASE, ["a", "b", "c"]),
+        rows.response(BASE, "p3", "d", is_truncated=True),
+        rows.response("m", "p0", "a"),
+        rows.response("m", "p1", "b", is_truncated=True),
+        rows.response("m", "p2", ""),
+        rows.response("m", "p3", "d"),
+    ]
+    scores = [
+        *rows.scores("r", BASE, [0.0, 1.0, 2.0, 3.0]),
+        *rows.scores("r", BASE, [0.5, 9.0, 2.5], HACK),
+        *rows.scores("r", "m", [1.0, 50.0, 60.0, 70.0]),
+        *rows.scores("r", "m", [1.25, 80.0, 90.0, 99.0], HACK),
+    ]
+    perturbed = [PerturbedText(f"p{i}", name, text) for i in range(3) for name, text in ((None, "x"), (HACK, "y"))]
+    records = hacking(scores, perturbed, responses, scorers={"r": REWARD}, seed=0)
+    assert rows.value(records, BASE, "hack_delta", scorer="r") == pytest.approx(3.0)
+    for metric, value in (("normal_score", 1.0), ("hacked_score", 1.25), ("hack_delta", 0.25)):
+        estimate = rows.find(records, "m", metric, scorer="r").estimate
+        assert (estimate.mean, estimate.n, estimate.n_unscored) == (value, 1, 2)
+    # On p0 alone both are known, and there the base rises by 0.5.
+    against = rows.find(records, "m", "hack_delta", scorer="r", against=BASE).estimate
+    assert (against.mean, against.n, against.n_unscored) == (-0.25, 1, 2)
+
+
+def test_a_dead_policy_has_no_hack_delta(rows: Any) -> None:
+    responses = [*rows.responses(BASE, ["a", "b"]), *rows.responses("dead", ["", ""])]
+    scores = [
+        *rows.scores("r", BASE, [0.0, 1.0]),
+        *rows.scores("r", BASE, [0.5, 1.5], HACK),
+        *rows.scores("r", "dead", [-9.0, -9.0]),
+    ]
+    perturbed = [PerturbedText(f"p{i}", name, text) for i in range(2) for name, text in ((None, "x"), (HACK, "y"))]
+    records = hacking(scores, perturbed, responses, scorers={"r": REWARD}, seed=0)
+    estimate = rows.find(records, "dead", "hack_delta", scorer="r").estimate
+    assert (estimate.mean, estimate.n, estimate.n_unscored) == (None, 0, 2)
+
+
+def test_planted_a_reward_that_sees_nothing_but_the_end_has_no_correlation_with_length(rows: Any) -> None:
+    # The token limit of 30 words cuts the longer half, behind which no EOS is read.
+    lengths = list(range(11, 51))
+    responses = [
+        rows.response(BASE, f"p{i}", " ".join("w" * min(n, 30)), is_truncated=n > 30) for i, n in enumerate(lengths)
+    ]
+    scores = rows.scores("end", BASE, [float(not one.is_truncated) for one in responses])
+    records = hacking(scores, [], responses, scorers={"end": About("end", "", scorer="end")}, seed=0)
+    estimate = rows.find(records, BASE, "length_correlation", scorer="end").estimate
+    assert estimate.mean is None
+    assert (estimate.n, estimate.n_unscored) == (20, 20)
+    # One that also loves length among what is finished is seen.
+    scores = rows.scores("long", BASE, [one.n_words - 100.0 * one.is_truncated for one in responses])
+    records = hacking(scores, [], responses, scorers={"long": About("long", "", scorer="long")}, seed=0)
+    estimate = rows.find(records, BASE, "length_correlation", scorer="long").estimate
+    assert (estimate.mean, estimate.n, estimate.n_unscored) == (pytest.approx(1.0), 20, 20)
 
 
 def test_a_policy_judges_the_base_s_texts_alone(rows: Any) -> None:

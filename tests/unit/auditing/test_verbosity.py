@@ -78,6 +78,75 @@ class TestTheLimit:
         assert rows.value(records, "chatty", "deviation_mean") == 25.0
 
 
+class TestPlantedFailures:
+    def test_silence_neither_keeps_a_limit_nor_breaks_it(self, rows: Any) -> None:
+        made = [
+            *rows.responses(BASE, ["a b", "a b c", "a", "a b c d e f"], kind="limited"),
+            *rows.responses("dead", ["", " ", "", "\n"], kind="limited"),
+            *rows.responses("half", ["", "a b", "a b c d e f g", ""], kind="limited"),
+        ]
+        records = verbosity(made, limit=5, seed=0)
+        for metric in ("compliance_rate", "deviation_mean", "absolute_deviation_mean"):
+            for against in (None, BASE):
+                assert rows.find(records, "dead", metric, against=against).estimate.mean is None, metric
+        dead = rows.find(records, "dead", "compliance_rate").estimate
+        assert (dead.n, dead.n_unscored) == (0, 4)
+        assert rows.value(records, "dead", "limited_empty_rate") == 1.0
+        half = rows.find(records, "half", "compliance_rate").estimate
+        assert (half.mean, half.n, half.n_unscored) == (0.5, 2, 2)
+        assert rows.value(records, "half", "limited_empty_rate", against=BASE) == 0.5
+        # |2 - 5| and |7 - 5|; silence is not 5 words off.
+        assert rows.value(records, "half", "absolute_deviation_mean") == 2.5
+
+    def test_a_cut_response_breaks_the_limit_or_nobody_knows(self, rows: Any) -> None:
+        made = [
+            rows.response(BASE, "p0", "a b c", kind="limited"),
+            rows.response(BASE, "p1", "a b c d", kind="limited", is_truncated=True),
+            rows.response(BASE, "p2", "a b c d e f g h", kind="limited", is_truncated=True),
+            rows.response(BASE, "p3", "a b c d e f", kind="limited"),
+        ]
+        records = verbosity(made, limit=5, seed=0)
+        kept = rows.find(records, BASE, "compliance_rate").estimate
+        assert (kept.mean, kept.n, kept.n_unscored) == (pytest.approx(1 / 3), 3, 1)
+        assert rows.value(records, BASE, "limited_truncated_rate") == 0.5
+        for metric, value in (("deviation_mean", (3 + 1) / 2), ("absolute_deviation_mean", (2 + 3 + 1) / 3)):
+            estimate = rows.find(records, BASE, metric).estimate
+            assert (estimate.mean, estimate.bound) == (value, "lower"), metric
+
+    def test_lengths_that_the_token_limit_cuts_are_bounds(self, rows: Any) -> None:
+        # Eight tokens at most: the base is cut on 6 of 10 prompts, the checkpoint on 2, the short one never.
+        lengths = {BASE: [1, 2, 3, 4, *[8] * 6], "some": [1, 1, 2, 2, 3, 3, 4, 4, 8, 8], "short": [1] * 5 + [2] * 5}
+        made = [
+            rows.response(model, f"p{i}", " ".join("w" * n), is_truncated=n == 8)
+            for model, own in lengths.items()
+            for i, n in enumerate(own)
+        ]
+        records = verbosity(made, limit=5, seed=0)
+
+        def bound(model: str, metric: str, against: str | None = None) -> Any:
+            estimate = rows.find(records, model, metric, against=against).estimate
+            return estimate.mean, estimate.bound
+
+        for unit in ("tokens", "words"):
+            assert bound(BASE, f"{unit}_median") == (8.0, "lower")
+            assert bound("some", f"{unit}_median") == (3.0, None)
+            assert bound("some", f"{unit}_median", BASE) == (-5.0, "upper")
+            assert bound(BASE, f"{unit}_mean") == (5.8, "lower")
+            assert bound("some", f"{unit}_mean") == (3.6, "lower")
+            assert bound("short", f"{unit}_mean") == (1.5, None)
+            # Within the limit both means are known; beyond it, that of the base alone is open.
+            assert bound("some", f"{unit}_mean", BASE) == (pytest.approx(-2.2), None)
+            assert bound("short", f"{unit}_mean", BASE) == (pytest.approx(-4.3), "upper")
+            assert bound("short", f"{unit}_ratio", BASE) == (pytest.approx(1.5 / 5.8), "upper")
+            assert rows.find(records, BASE, f"{unit}_median").estimate.low is None
+            assert "cut 6 of 10" in rows.find(records, BASE, f"{unit}_std").estimate.method
+
+    def test_two_medians_at_the_limit_say_nothing_of_their_difference(self, rows: Any) -> None:
+        made = [rows.response(model, f"p{i}", "w w w w", is_truncated=True) for model in (BASE, "m") for i in range(10)]
+        estimate = rows.find(verbosity(made, limit=5, seed=0), "m", "tokens_median", against=BASE).estimate
+        assert (estimate.mean, estimate.bound) == (None, None)
+
+
 def test_the_base_against_itself_differs_by_exactly_nothing(rows: Any) -> None:
     made = [
         one

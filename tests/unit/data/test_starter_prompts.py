@@ -7,6 +7,8 @@ from itertools import combinations
 import pytest
 
 from triptych.data import load_prompts
+from triptych.data.pairs import load_pairs
+from triptych.data.prompts import question_of
 from triptych.records import Prompt
 
 PROMPTS = load_prompts("starter")
@@ -78,3 +80,8 @@ def test_checks_are_known_and_well_formed() -> None:
         for name, value in prompt.checks.items():
             assert isinstance(value, CHECKS[name]), prompt.id
         assert prompt.checks.get("format", "json") in {"json", "bullets", "numbered", "one_sentence"}, prompt.id
+
+
+def test_prompts_and_pairs_ask_the_same_questions() -> None:
+    asked = {prompt.id: question_of(prompt.instruction, prompt.input) for prompt in PROMPTS}
+    assert {pair.id: pair.prompt for pair in load_pairs("starter")} == asked

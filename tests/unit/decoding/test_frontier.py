@@ -69,14 +69,19 @@ def test_log_probability_says_that_it_is_no_quality(arm: Any) -> None:
     assert point.quality.low is not None
 
 
-def test_rewards_are_the_quality_where_everything_is_scored(arm: Any) -> None:
+def test_rewards_are_the_quality_of_the_prompts_that_are_scored_in_every_setting(arm: Any) -> None:
     rows = arm(1, -1.0, 2) + arm(2, -2.0, 5)
     rewards: dict[Any, float | None] = {key_of(row): float(row.params.count("2")) for row in rows}
     points = build_frontier(rows, rewards, reward_model="a/judge")
     assert {point.quality_name for point in points} == {"mean reward (a/judge)"}
     assert on_frontier(points) == {2}
+    # A prompt that one setting has no score for is left out of all, on both axes.
     rewards[key_of(rows[0])] = None
-    assert {point.quality_name for point in build_frontier(rows, rewards)} == {LOGPROB_NAME}
+    points = build_frontier(rows, rewards)
+    assert {point.quality_name for point in points} == {"mean reward (reward model)"}
+    assert {(point.quality.n, point.diversity.n) for point in points} == {(N_PROMPTS - 1, N_PROMPTS - 1)}
+    nothing: dict[Any, float | None] = dict.fromkeys(rewards)
+    assert {point.quality_name for point in build_frontier(rows, nothing)} == {LOGPROB_NAME}
 
 
 def test_a_setting_without_a_figure_is_off_and_beats_nobody(arm: Any, make_completion: Make) -> None:

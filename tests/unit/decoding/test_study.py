@@ -297,11 +297,6 @@ class TestScoring:
         points = read_records_json(tmp_path / "run" / "decoding" / "frontier.json", FrontierPoint)
         assert {point.quality_name for point in points} == {f"mean reward ({judge})"}
 
-    def test_the_question_is_instruction_and_input(self, make_completion: Callable[..., Generation]) -> None:
-        row = make_completion().model_copy(update={"instruction": "Add.", "input": "1 + 1"})
-        assert scoring.question_of(row) == "Add.\n1 + 1"
-        assert scoring.question_of(row.model_copy(update={"input": " "})) == "Add."
-
     def test_a_judge_that_is_not_there_leaves_a_run_unscored_and_is_tried_again(
         self,
         tmp_path: Path,
@@ -336,20 +331,20 @@ class TestScoring:
     ) -> None:
         config, scored = make_config(prompts, f"reward_model={judge}"), []
 
-        def impatient(generation: Generation) -> str:
-            scored.append(generation.prompt_id)
+        def impatient(instruction: str, further: str) -> str:
+            scored.append(instruction)
             if len(set(scored)) == 3:
                 raise KeyboardInterrupt
-            return generation.instruction
+            return instruction
 
         monkeypatch.setattr(scoring, "question_of", impatient)
         with pytest.raises(KeyboardInterrupt):
             decode(tmp_path / "run", config, lambda: lm)
         first, scored[:] = set(scored), []
 
-        def patient(generation: Generation) -> str:
-            scored.append(generation.prompt_id)
-            return generation.instruction
+        def patient(instruction: str, further: str) -> str:
+            scored.append(instruction)
+            return instruction
 
         monkeypatch.setattr(scoring, "question_of", patient)
         assert decode(tmp_path / "run", config, no_model)

@@ -68,6 +68,21 @@ def test_scores_are_those_of_each_pair_alone(
         assert value == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_no_eos_is_read_behind_an_answer_that_was_cut(tmp_path: Path, batch_size: int) -> None:
+    reward = load(tmp_path, tiny_llama_reward())
+    whole = reward.score(PAIRS, batch_size)
+    values = reward.score(PAIRS, batch_size, truncated=[True, False, True])
+    ids = [reward.tokenizer(*pair)["input_ids"] for pair in PAIRS]
+    assert all(one[-1] == reward.tokenizer.eos_token_id for one in ids)
+    with torch.no_grad():
+        cut = [float(reward.model(input_ids=torch.tensor([one[:-1]])).logits[0, 0]) for one in ids]
+    assert values == pytest.approx([cut[0], whole[1], cut[2]], abs=1e-5)
+    assert values[0] != pytest.approx(whole[0], abs=1e-4)
+    with pytest.raises(ValueError, match="one flag a pair: 1 flags, 3 pairs"):
+        reward.score(PAIRS, truncated=[True])
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
     return load(tmp_path_factory.mktemp("reward"), tiny_bert_reward())

@@ -200,7 +200,8 @@ def measures(
         for n in (1, 2, 3):
             across = 1 - (0.78 - 0.2 * heat - lean) ** n
             values[f"distinct_{n}", "across"] = (across, 0.012)
-            values[f"ead_{n}", "across"] = (across + 0.1, 0.012)
+            if n == 1:
+                values["ead_1", "across"] = (across + 0.1, 0.012)
             if temperature is not None:
                 values[f"distinct_{n}", "within"] = (min(0.99, across + 0.15), 0.02)
         if strategy != "beam":

@@ -284,7 +284,9 @@ class Maker:
                     yield AuditRecord(model=model, scorer=scorer, metric=metric, estimate=self.estimate(mean))
 
     def collapse(self) -> Iterator[AuditRecord]:
-        shown = dict.fromkeys(("distinct_1", "distinct_2", "distinct_3", "ead_2", "self_bleu", "repetition"), 0.4)
+        shown = dict.fromkeys(
+            ("distinct_1", "distinct_2", "distinct_3", "matched_distinct_2", "self_bleu", "repetition"), 0.4
+        )
         shown |= {"empty_rate": 0.01, "truncated_rate": 0.2, "accuracy": 0.3, "checks": 0.6, "entropy": 2.1}
         for model in self.checkpoints:
             for metric, base in shown.items():
