@@ -105,7 +105,7 @@ def diversity(rows: Any, base: list[Response], own: list[str]) -> tuple[AuditRec
     prompts = {one.prompt_id: Prompt(id=one.prompt_id, instruction="?") for one in base}
     records = collapse([*base, *rows.responses("m", own)], prompts, seed=0)
     record = rows.find(records, "m", "matched_distinct_2", against=BASE)
-    return record, judge([Check(record.estimate, Thresholds().diversity, "below", is_bounded=True)])[0].level
+    return record, judge([Check(record.estimate, Thresholds().diversity, "below")])[0].level
 
 
 class TestDiversityAtEqualAmountsOfText:
