@@ -280,7 +280,7 @@ def _matrix(
     place = f"'{name}' ({_place(path, key)})"
     if len(shape) != 2:
         sizes = " x ".join(map(str, shape)) or "a single value"
-        raise DataError(f"{place} is {sizes}, {len(shape)}-dimensional; give a matrix, rows x features")
+        raise DataError(f"{place} is {len(shape)}-dimensional ({sizes}); give a matrix, rows x features")
     if dtype not in DTYPES:
         raise DataError(f"{place} holds {dtype}; give activations as {', '.join(DTYPES)}")
     return Matrix(name, path, key, shape[0], shape[1], dtype, read)

@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "another key": ("m.safetensors:aa", lambda p: write_safetensors(p, VALUES), "did you mean 'a'"),
     "a key of an array": ("m.npy:a", lambda p: write_npy(p, VALUES), "leave ':a' out"),
     "one dimension": ("m.npy", lambda p: write_npy(p, VALUES[0]), "1-dimensional"),
-    "three dimensions": ("m.safetensors", lambda p: write_safetensors(p, VALUES[None]), "1 x 8 x 3, 3-dimensional"),
+    "three dimensions": ("m.safetensors", lambda p: write_safetensors(p, VALUES[None]), r"3-dimensional \(1 x 8 x 3\)"),
     "integers": ("m.npy", lambda p: write_npy(p, VALUES.astype(np.int32)), "holds int32"),
     "complex numbers": ("m.npy", lambda p: write_npy(p, VALUES.astype(np.complex64)), "holds complex64"),
     "one row": ("m.npy", lambda p: write_npy(p, VALUES[:1]), "has 1 row"),
