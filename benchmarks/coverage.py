@@ -190,7 +190,7 @@ def _rank_truth(sample: Pair) -> float:
     return float(spearmanr(sample.a, sample.b).statistic)
 
 
-MEAN, CHANGE, SHARE = "bootstrap-t over prompts", "paired, bootstrap-t over prompts", "Wilson, effective size"
+MEAN, CHANGE, SHARE = "bootstrap-t over prompts", "bootstrap-t, at least Student's t", "Wilson, effective size"
 JACKKNIFE, LOG_JACKKNIFE = "jackknife, t", "jackknife of logarithms, t"
 LENGTHS = {"lengths": lengths(0.6), "lengths of a long tail": lengths(1.0), "lengths cut at 64": lengths(0.6, CAP)}
 COARSE = {"steps of 16, cut at 64": lengths(0.6, CAP, step=16.0)}
