@@ -25,9 +25,11 @@ from triptych.auditing.nulls import (
 )
 from triptych.auditing.records import BASE, Finding, NullFigure
 from triptych.errors import ModelError
+from triptych.explorer.audits import finding_row
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.loading import quiet_transformers
 from triptych.records import Estimate
+from triptych.reports.auditing_card import nulls_csv
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +214,13 @@ class TestBesideTheCard:
         assert (found[3].nulls, found[3].no_nulls) == (None, None)
         assert all(one.no_nulls for one in (found[2], *found[4:]))
         assert [one.level for one in found] == [one.level for one in card]
+
+    def test_the_explorer_and_the_csv_show_it(self) -> None:
+        card = beside_nulls([finding("dpo", "kl_own", 5.0)], self.figures(), {"dpo": None})
+        row = finding_row(0, card[0])
+        assert row.nulls == card[0].nulls
+        assert row.beside_nulls.startswith("beyond 3 of 3")
+        why = finding_row(0, finding("dpo", "weights", 0.1, no_nulls="random"))
+        assert (why.nulls, why.beside_nulls) == (None, "random")
+        assert b"beyond 3 of 3" not in nulls_csv(self.figures())
+        assert nulls_csv(self.figures()).decode().splitlines()[1].startswith("dpo,0,kl_own,")
