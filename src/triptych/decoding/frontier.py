@@ -113,7 +113,7 @@ def _share_on_frontier(draws: FloatArray, setting: int) -> float | None:
     gaps = draws - draws[:, setting : setting + 1]
     gaps[np.abs(gaps) < 1e-12] = 0.0  # settings that gave the same texts differ by rounding alone
     beaten = np.all(gaps >= 0.0, axis=2) & np.any(gaps > 0.0, axis=2)
-    return 1.0 - float(np.any(beaten, axis=1).mean())
+    return float(np.mean(~np.any(beaten, axis=1)))
 
 
 def _jackknife_table(
