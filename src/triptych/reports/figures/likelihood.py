@@ -54,7 +54,7 @@ def figure_03(run: Decoding) -> Figure:
         for axes, arm in zip(all_axes[len(scores) :], gaps, strict=True):
             _histogram(axes, gaps[arm], _edges(np.concatenate(list(gaps.values()))), style.look_of(arm).colour)
             axes.axvline(EQUAL_ODDS, color=style.INK, linewidth=1.0, linestyle=":")
-            axes.set_title(f"{names[arm]}: lead of the best beam")
+            axes.set_title(f"{names[arm]}: lead")
             axes.set_xlabel("cumulative log-probability, best less next-best beam (nats)")
             axes.set_xlim(left=0.0)
     return figure
