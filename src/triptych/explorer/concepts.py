@@ -55,7 +55,7 @@ IN_LISTS, MAX_AGREEMENTS = 3, 20
 TOPICS = {
     ("One dictionary", "A dictionary"): "What it explains",
     ("Sharing costs", "What sharing"): "What sharing costs",
-    ("By firing entropy",): "What is universal",
+    ("By what they explain",): "What is universal",
     ("Trained on images", "Of a model", "No null"): "What chance would give",
     ("From one model",): "What the update does",
     ("Brackets",): "Intervals",

@@ -31,6 +31,7 @@ from triptych.dictionaries.records import (
     UNIVERSAL,
     BackboneRecord,
     DictionaryRecord,
+    Kind,
     LatentPictures,
     Role,
     TrainedRecord,
@@ -44,6 +45,7 @@ from triptych.runs import Manifest, read_manifest, read_records_json
 
 BoolArray = npt.NDArray[np.bool_]
 Class = Literal["universal", "mid", "specific"]
+KIND_OF: Mapping[Class, Kind] = {"universal": "universal", "mid": "partial", "specific": "specific"}
 
 IMAGES = f"{FOLDER}/{MAIN}/images"
 FEATURES = "features.parquet"
@@ -53,7 +55,7 @@ FIRES = "fires_"
 MAX_NAME = 24
 """Characters of a model's name in tables, whose first column stays in place while others scroll."""
 REQUIRED = ("latent", "firing_entropy", "co_fires", "dead")
-OPTIONAL = ("co_fire_chance", "confirmed", "label", "label_auroc")
+OPTIONAL = ("co_fire_chance", "confirmed", "label", "label_auroc", "kind")
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
@@ -88,9 +90,17 @@ class Latents(NamedTuple):
     label_aurocs: FloatArray
     has_chances: bool
     """Whether `chances` and `confirmed` were recorded."""
+    kinds: npt.NDArray[np.str_] | None = None
+    """By what latents explain; None where not recorded."""
 
     def of_class(self, name: Class) -> BoolArray:
-        """Which live latents are of a class."""
+        """Which live latents are of a class: by kind, or by firing entropy in a run from before there were kinds."""
+        if self.kinds is None:
+            return self.of_entropy(name)
+        return np.asarray(self.kinds == KIND_OF[name], dtype=np.bool_)
+
+    def of_entropy(self, name: Class) -> BoolArray:
+        """Which live latents are of a class by firing entropy, as in the paper."""
         return ~self.dead & class_of(self.entropies, name)
 
     @property
@@ -273,6 +283,7 @@ def _read_latents(path: Path, models: tuple[str, ...] | None) -> Latents | None:
         labels=tuple(rest["label"].to_pylist()) if "label" in present else (None,) * n,
         label_aurocs=_floats(rest, "label_auroc"),
         has_chances={"co_fire_chance", "confirmed"} <= set(present),
+        kinds=np.array(rest["kind"].to_pylist()) if "kind" in present else None,
     )
 
 
