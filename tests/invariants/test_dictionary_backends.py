@@ -211,3 +211,22 @@ def test_autograd_in_bfloat16_is_close_to_float32() -> None:
         assert all(parameter.dtype == torch.float32 for parameter in sae.parameters())
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
+
+
+@EACH
+def test_latents_in_another_order_take_everything_along(way: dict[str, Any]) -> None:
+    """A model's own reconstruction stays, and the next steps are the same in both backends."""
+    settings = config(way)
+    generic, fused, saes = pair(settings)
+    train(generic, settings, (17, 9))
+    train(fused, settings, (17, 9))
+    order = torch.randperm(LATENTS, generator=torch.Generator().manual_seed(0))
+    rows = some_batch(40, 7)[1]
+    before = saes[1].eval()("b", "b", rows)
+    for backend in (generic, fused):
+        backend.reorder(1, order)
+        backend.reload()
+    torch.testing.assert_close(saes[1].eval()("b", "b", rows), before)
+    saes[0].train()
+    assert train(fused, settings, (16, 31)) == pytest.approx(train(generic, settings, (16, 31)), rel=2e-5)
+    assert_close(*saes)

@@ -85,9 +85,13 @@ def _shuffled(config: DictionariesConfig) -> Iterator[Arm]:
 
 
 def _same(config: DictionariesConfig) -> Iterator[Arm]:
-    """Every encoder in every step, and all decoders: two sides that begin alike then stay alike."""
-    model = config.names[0]
-    changed = config.universal.model_copy(update={"sources": "every", "update": "all"})
+    """The first model against itself, trained as the shared dictionary is, one source a step and from other starts.
+
+    So it can fail: two sides that begin alike and are encoded together stay alike whatever the rule.
+    """
+    model, coder = config.names[0], config.universal.coder
+    apart = coder if coder.init == "random" else coder.model_copy(update={"init": "own_samples"})
+    changed = config.universal.model_copy(update={"coder": apart, "sources": "one", "code": "own"})
     yield Arm("same", "same", 0, (model, model + AGAIN), (model, model), changed)
 
 

@@ -39,13 +39,13 @@ class CoderConfig(Config):
     sparsifier: Sparsifier = TopK()
     encoder: Literal["linear", "batch_norm"] = "linear"
     """`batch_norm` normalises pre-activations over the batch, as the official code does."""
-    decoder_norm: Literal["unit", "free"] = "unit"
-    """Whether every row of every decoder has length 1."""
+    decoder_norm: Literal["unit", "free"] = "free"
+    """Whether every row of every decoder has length 1; a free one can fade where a latent explains nothing."""
     normalisation: Literal["feature", "scalar", "none"] = "feature"
     """μ and σ of every feature (the paper), one of both for a model (the official code), or neither."""
-    init: Literal["samples", "random"] = "samples"
-    """Decoder rows to begin with: the same training images in all models, or random directions. Encoders begin as the
-    transpose of the decoders."""
+    init: Literal["samples", "own_samples", "random"] = "samples"
+    """Decoder rows to begin with: the same training images in all models, other images in each, or random directions.
+    Encoders begin as the transpose of the decoders."""
 
     @model_validator(mode="after")
     def _possible(self) -> "CoderConfig":
@@ -204,17 +204,18 @@ def initialise(sae: UniversalSAE, samples: Sequence[Float[Tensor, "n _"]], seed:
 
     `samples` are normalised activations of the same rows in every model, at least as many as latents where they are
     what the dictionary begins with: latent f begins as row f in all models, so that it begins to mean one thing.
-    Random directions depend on a model's width alone: models of one width begin alike.
+    Random directions and `own_samples` are drawn for each model by itself.
     """
-    for coder, own in zip(sae.coders, samples, strict=True):
+    for place, (coder, own) in enumerate(zip(sae.coders, samples, strict=True)):
         assert isinstance(coder, Coder)  # noqa: S101
-        directions = _directions(coder, own, seed)
+        directions = _directions(coder, own, seed, place)
         with torch.no_grad():
             coder.decoder_weight.copy_(functional.normalize(directions, dim=1))
             coder.encoder_weight.copy_(coder.decoder_weight)
             coder.encoder_bias.zero_()
             coder.decoder_bias.zero_()
-    _scale_encoders(sae, [own[:SCALED_ON] for own in samples])
+    if sae.config.encoder == "linear":  # Else the norm divides the scale out again.
+        _scale_encoders(sae, [own[:SCALED_ON] for own in samples])
 
 
 @torch.no_grad()
@@ -236,12 +237,15 @@ def _scale_encoders(sae: UniversalSAE, samples: Sequence[Float[Tensor, "n _"]]) 
             coder.encoder_weight.mul_(along / length)
 
 
-def _directions(coder: Coder, own: Activations, seed: int) -> Tensor:
-    stream = torch.Generator().manual_seed(stream_key(seed, "dictionary", coder.width) >> 1)
+def _directions(coder: Coder, own: Activations, seed: int, place: int) -> Tensor:
+    stream = torch.Generator().manual_seed(stream_key(seed, "dictionary", place) >> 1)
     random = torch.randn(coder.config.latents, coder.width, generator=stream)
     if coder.config.init == "random":
         return random
-    chosen = own[: coder.config.latents].float().cpu()
+    rows = torch.arange(len(own))
+    if coder.config.init == "own_samples":
+        rows = torch.randperm(len(own), generator=stream)
+    chosen = own[rows[: coder.config.latents].to(own.device)].float().cpu()
     # Fewer rows than latents, or rows of zeros: those begin at random.
     few = random.clone()
     few[: len(chosen)] = torch.where(chosen.norm(dim=1, keepdim=True) > 0, chosen, random[: len(chosen)])

@@ -32,6 +32,14 @@ class Reading(NamedTuple):
     """[targets, rows]: ‖a − ā‖², ā the mean of every feature over these rows."""
     spread_global: FloatArray
     """[targets, rows]: the same from one mean over all features, as the official code has it."""
+    removal: FloatArray
+    """[sources, targets, latents]: by how much Σ ‖a − â‖² of the target rises when a latent is taken out of the
+    source's code, Σ_n 2 z_n ⟨a_n − â_n, D⟩ + z_n² ‖D‖²."""
+
+    @property
+    def explained(self) -> FloatArray:
+        """[models, latents]: what a latent of the model's own code explains of it."""
+        return np.stack([self.removal[i, i] for i in range(len(self.codes))])
 
 
 @torch.inference_mode()
@@ -44,12 +52,18 @@ def read_rows(sae: UniversalSAE, rows: PairedRows, *, summed: bool = False) -> R
     centres, middles = _centres(coders, rows)
     codes: list[list[sparse.csr_matrix]] = [[] for _ in coders]
     errors, spread, spread_global = [], [], []
+    lengths = [coder.decoder_weight.double().square().sum(1) for coder in coders]
+    removal = torch.zeros(len(coders), len(coders), sae.latents, dtype=torch.float64, device=lengths[0].device)
     for batch in _batches(coders, rows):
         own = _codes(coders, batch, summed=summed)
         for kept, one in zip(codes, own, strict=True):
             kept.append(to_sparse(one))
-        guesses = [[coder.reconstruct(one) for coder in coders] for one in own]
-        errors.append([[_squares(a - g) for a, g in zip(batch, row, strict=True)] for row in guesses])
+        residuals = [[a - coder.reconstruct(one) for a, coder in zip(batch, coders, strict=True)] for one in own]
+        errors.append([[_squares(residual) for residual in row] for row in residuals])
+        for i, (one, row) in enumerate(zip(own, residuals, strict=True)):
+            squares = one.double().square().sum(0)
+            for j, (coder, residual) in enumerate(zip(coders, row, strict=True)):
+                removal[i, j] += 2 * (one * (residual @ coder.decoder_weight.T)).double().sum(0) + squares * lengths[j]
         spread.append([_squares(a - centre) for a, centre in zip(batch, centres, strict=True)])
         spread_global.append([_squares(a - middle) for a, middle in zip(batch, middles, strict=True)])
     return Reading(
@@ -57,6 +71,7 @@ def read_rows(sae: UniversalSAE, rows: PairedRows, *, summed: bool = False) -> R
         np.concatenate(errors, axis=2),
         np.concatenate(spread, axis=1),
         np.concatenate(spread_global, axis=1),
+        removal.cpu().numpy(),
     )
 
 

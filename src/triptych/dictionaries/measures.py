@@ -20,14 +20,18 @@ from triptych.dictionaries.coder import UniversalSAE
 from triptych.dictionaries.codes import FloatArray, Reading
 from triptych.dictionaries.matching import MATCHED, match
 from triptych.dictionaries.reconstruction import r_squared, r_squared_estimate, ratio_estimate
-from triptych.dictionaries.records import SPECIFIC, UNIVERSAL, DictionaryRecord, Kind, Role
+from triptych.dictionaries.records import UNIVERSAL, DictionaryRecord, Role
 from triptych.dictionaries.universality import (
+    KINDS,
     BoolArray,
     CoFiring,
+    Kinds,
+    by_counts,
     chance_pvalues,
-    classes,
+    classify,
     co_firing,
     confirmed,
+    correlation,
     energy,
     firing_entropy,
 )
@@ -37,6 +41,8 @@ from triptych.stats import bare
 LABELLED = 0.7
 """AUROC from which a latent is said to be about a value."""
 ONE_SEED = "one seed"
+NUMBERS = (*KINDS, "confirmed", "universal_by_variance", "universal_by_counts", "specific_by_counts")
+"""Figures that are numbers of latents."""
 
 
 class Facts(NamedTuple):
@@ -50,7 +56,11 @@ class Facts(NamedTuple):
     tested: CoFiring
     """Counts for the test against chance: one row an image, since rows of one image resemble one another."""
     entropy: FloatArray
+    """Of counts, the paper's; NaN where no model fires the latent."""
+    correlations: FloatArray
     is_confirmed: BoolArray
+    kinds: Kinds
+    """By what latents explain, the project's own definition."""
     energies: FloatArray
     """[models, latents]."""
 
@@ -59,12 +69,16 @@ def facts_of(sae: UniversalSAE, reading: Reading, images: IntArray, *, threshold
     """Counts, entropies and energies of every latent."""
     _, place = np.unique(images, return_inverse=True)
     counts = co_firing(reading.codes, threshold)
-    first = np.unique(place, return_index=True)[1]
-    tested = counts if len(first) == len(place) else co_firing(_one_row_an_image(reading.codes, place), threshold)
+    is_row_an_image = len(np.unique(place)) == len(place)
+    apart = reading.codes if is_row_an_image else _one_row_an_image(reading.codes, place)
+    tested = co_firing(apart, threshold)
     weights = [sae.coder(name).decoder_weight for name in sae.names]
     energies = np.stack([energy(codes, weight) for codes, weight in zip(reading.codes, weights, strict=True)])
+    correlations = correlation(apart)
+    is_confirmed = confirmed(tested, correlations)
+    kinds = classify(reading.explained, is_confirmed)
     entropy = firing_entropy(counts.fires)
-    return Facts(sae.names, reading, place, counts, tested, entropy, confirmed(tested), energies)
+    return Facts(sae.names, reading, place, counts, tested, entropy, correlations, is_confirmed, kinds, energies)
 
 
 def _one_row_an_image(codes: Sequence[sparse.csr_matrix], place: IntArray) -> list[sparse.csr_matrix]:
@@ -78,46 +92,27 @@ def _one_row_an_image(codes: Sequence[sparse.csr_matrix], place: IntArray) -> li
 # --- features.parquet -------------------------------------------------------------------------------------------------
 
 
-class Kinds(NamedTuple):
-    """What each latent is to the models that share it: an entry a latent."""
-
-    kinds: list[Kind]
-    specific_to: list[str | None]
-    """The model, of specific latents."""
-
-
-def kinds_of(facts: Facts) -> Kinds:
-    """Universal, partial, specific or dead; of one model alone every live latent is specific to it."""
-    kinds: list[Kind] = []
-    for entropy, is_dead in zip(facts.entropy.tolist(), facts.counts.dead.tolist(), strict=True):
-        if is_dead:
-            kinds.append("dead")
-        elif entropy > UNIVERSAL:
-            kinds.append("universal")
-        else:
-            kinds.append("specific" if entropy < SPECIFIC or len(facts.names) == 1 else "partial")
-    owners = [facts.names[place] for place in facts.counts.fires.argmax(0).tolist()]
-    return Kinds(kinds, [owner if kind == "specific" else None for kind, owner in zip(kinds, owners, strict=True)])
-
-
 def feature_table(facts: Facts, labels: Sequence["Label | None"] | None = None) -> pa.Table:
-    """One row a latent."""
-    counts, tested = facts.counts, facts.tested
-    n = len(facts.entropy)
+    """One row a latent. `dead` and `kind` are by `classify`; what it calls dead has no entropy here."""
+    counts, tested, kinds = facts.counts, facts.tested, facts.kinds
+    n, dead = len(facts.entropy), kinds.kind == "dead"
     columns: dict[str, Any] = {"latent": np.arange(n)}
     for place, name in enumerate(facts.names):
         columns[f"fires_{name}"] = counts.fires[place]
         columns[f"cofire_{name}"] = _nullable(counts.per_model[place])
         columns[f"energy_{name}"] = facts.energies[place]
-    columns["firing_entropy"] = _nullable(facts.entropy)
+        columns[f"explained_{name}"] = kinds.shares[place]
+    columns["firing_entropy"] = _nullable(np.where(dead, np.nan, facts.entropy))
+    columns["explained_entropy"] = _nullable(kinds.entropy)
     columns["co_fires"] = counts.together
     columns["co_fire_chance"] = counts.chance
     columns["p_value"] = _nullable(chance_pvalues(tested))
-    kinds, specific_to = kinds_of(facts)
-    columns["dead"] = counts.dead
-    columns["kind"] = pa.array(kinds, pa.string())
-    columns["specific_to"] = pa.array(specific_to, pa.string())
+    columns["correlation"] = facts.correlations
     columns["confirmed"] = facts.is_confirmed
+    columns["kind"] = pa.array(kinds.kind.tolist(), pa.string())
+    owners = [None if place < 0 else facts.names[place] for place in kinds.specific_to.tolist()]
+    columns["specific_to"] = pa.array(owners, pa.string())
+    columns["dead"] = dead
     columns["label"] = pa.array([None if one is None else one.text for one in labels or [None] * n], pa.string())
     columns["label_auroc"] = pa.array(
         [None if one is None else one.auroc for one in labels or [None] * n], pa.float64()
@@ -134,16 +129,15 @@ def _nullable(values: FloatArray) -> pa.Array:
 
 def metrics_of(facts: Facts, loss: float) -> dict[str, Any]:
     """The plain figures of one dictionary; `alignment_tax` is for whoever knows the independent ones."""
-    counted = classes(facts.entropy, facts.is_confirmed)
-    if len(facts.names) == 1:
-        # Without an entropy, and yet alive.
-        dead = int(facts.counts.dead.sum())
-        counted = counted._replace(specific=len(facts.entropy) - dead, dead=dead)
-    reading = facts.reading
+    classic, reading = by_counts(facts.entropy), facts.reading
     return {
         "r2": _matrix(facts, reading.spread),
         "r2_global": _matrix(facts, reading.spread_global),
-        **counted._asdict(),
+        **{kind: facts.kinds.count(kind) for kind in KINDS},
+        "confirmed": int(facts.is_confirmed.sum()),
+        "universal_by_variance": int((facts.kinds.entropy > UNIVERSAL).sum()),
+        "universal_by_counts": classic.universal,
+        "specific_by_counts": classic.specific,
         "co_firing_proportion": _plain(facts.counts.proportion),
         "co_firing_chance": _plain(facts.counts.chance_proportion),
         "l0": {
@@ -190,7 +184,7 @@ def records_of(role: Role, seed: int, facts: Facts, metrics: Mapping[str, Any]) 
     whose = {} if len(facts.names) > 1 else {"source": facts.names[0]}
     yield record("loss", bare(metrics["loss"], n, ONE_SEED), **whose)
     if len(facts.names) > 1:
-        for metric in ("universal", "universal_confirmed", "mid", "specific", "dead"):
+        for metric in NUMBERS:
             yield record(metric, bare(float(metrics[metric]), n, ONE_SEED))
         yield record("co_firing_proportion", _proportion(facts))
         yield record("co_firing_chance", bare(metrics["co_firing_chance"], n, ONE_SEED))
@@ -315,11 +309,10 @@ def agreements(facts: Facts, factors: Mapping[str, Factor], images: IntArray) ->
 def agreement_records(role: Role, seed: int, facts: Facts, found: Sequence[Agreement]) -> Iterator[DictionaryRecord]:
     """The best universal and the best specific latent of every value, a mean over a factor's values.
 
-    Of a universal latent the mean AUROC over models counts, of a specific one that of the model that fires it most.
+    Of a universal latent the mean AUROC over models counts, of a specific one that of its own model.
     """
-    owner = facts.counts.fires.argmax(0)
-    universal = (facts.entropy > UNIVERSAL) & facts.is_confirmed
-    specific = facts.entropy < SPECIFIC
+    owner = facts.kinds.shares.argmax(0)
+    universal, specific = facts.kinds.kind == "universal", facts.kinds.kind == "specific"
     for one in found:
         shared = (universal, one.chosen_on.mean(0), one.scored_on.mean(0))
         own = (specific, _of_owner(one.chosen_on, owner), _of_owner(one.scored_on, owner))
@@ -339,10 +332,10 @@ def _of_owner(aurocs: FloatArray, owner: npt.NDArray[np.intp]) -> FloatArray:
 
 def labels_of(facts: Facts, found: Sequence[Agreement]) -> list[Label | None]:
     """The value that each latent ranks best, where that is worth saying: chosen and scored on different images."""
-    owner = facts.counts.fires.argmax(0)
+    owner = facts.kinds.shares.argmax(0)
     chosen = [(one, _of_owner(one.chosen_on, owner), _of_owner(one.scored_on, owner)) for one in found]
     labels: list[Label | None] = []
-    for latent, dead in enumerate(facts.counts.dead):
+    for latent, dead in enumerate(facts.kinds.kind == "dead"):
         best: tuple[float, str, float] | None = None
         for one, on, score in chosen if not dead else []:
             if np.isnan(on[latent]).all():

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from triptych.dictionaries.records import SPECIFIC, LatentPictures, Picture
+from triptych.dictionaries.records import LatentPictures, Picture
 from triptych.dictionaries.visualisation import Driven, Sees
 from triptych.errors import DataError
 from triptych.files import atomic_write_bytes, write_records_json
@@ -67,8 +67,9 @@ class LatentFeatures(NamedTuple):
 
     entropy: npt.NDArray[np.floating]
     """Of firing; NaN for dead latents."""
-    confirmed: npt.NDArray[np.bool_]
-    """Universal, and firing together more often than chance would have it."""
+    universal: npt.NDArray[np.bool_]
+    specific_to: Sequence[str | None]
+    """Model, where specific."""
     fires: Mapping[str, npt.NDArray[np.integer]]
     """Model → held-out rows on which it fires."""
     co_fires: npt.NDArray[np.integer]
@@ -111,7 +112,7 @@ class Shown(NamedTuple):
 
 
 def pick_latents(features: LatentFeatures, *, universal: int = 8, specific: int = 4) -> list[Pick]:
-    """The latents that weigh most: `universal` ones that are confirmed, then `specific` ones of each model.
+    """The latents that weigh most: `universal` ones, then `specific` ones of each model.
 
     Universal ones are ranked by co-firing times energy: the mean over models of |C| / |F_i|, times the mean over models
     of its share of the model's energy. Specific ones by the energy of their model. Where labels tell what latents are
@@ -120,10 +121,9 @@ def pick_latents(features: LatentFeatures, *, universal: int = 8, specific: int 
     """
     meanings = {latent: text.partition(" (")[0] for latent, text in (features.best or {}).items()}
     together = _co_firing(features) * np.mean([_shares(energy) for energy in features.energy.values()], axis=0)
-    picks = [Pick(latent, "universal", None) for latent in _best(together, features.confirmed, universal, meanings)]
-    most = np.max(list(features.fires.values()), axis=0)
-    for name, fires in features.fires.items():
-        own = (features.entropy < SPECIFIC) & (fires > 0) & (fires == most)
+    picks = [Pick(latent, "universal", None) for latent in _best(together, features.universal, universal, meanings)]
+    for name in features.fires:
+        own = np.array([owner == name for owner in features.specific_to], dtype=np.bool_)
         best = _best(features.energy[name], own, specific, meanings)
         picks += [Pick(latent, "specific", name) for latent in best]
     return picks

@@ -27,6 +27,9 @@ TOPS, THUMBNAILS = "tops.parquet", "thumbnails.parquet"
 UNIVERSAL, SPECIFIC = 0.9, 0.1
 """Firing entropies above and below which a latent is universal and specific (the paper)."""
 
+Kind = Literal["universal", "partial", "specific", "dead"]
+"""What a latent is (`triptych.dictionaries.universality.classify`)."""
+
 Role = Literal[
     "universal",
     "other_update",
@@ -43,10 +46,6 @@ Role = Literal[
 `sparc` picks latents by the summed logits of all models; `shuffled` is the null whose images do not correspond, `same`
 the null of a model against itself.
 """
-
-
-Kind = Literal["universal", "partial", "specific", "dead"]
-"""What a latent is to the models that share it: the column `kind` of `features.parquet`."""
 
 
 class TrainedRecord(Record):
@@ -99,9 +98,10 @@ class DictionaryRecord(Record):
     r2, r2_global              source → target model; per-feature mean, and the official code's one global mean
     loss                       source, of a dictionary of one model
     l0                         source: mean number of latents that fire on a row
-    universal, specific, dead  –: latents with entropy > 0.9, < 0.1 (the paper), and that no model fires
-    universal_confirmed        –: universal ones that fire together more often than chance would have it
-    mid                        –: the others
+    universal, partial, specific, dead   –: latents by what they explain (`universality.classify`)
+    confirmed                  –: fired together beyond chance, with codes that correlate (`universality.confirmed`)
+    universal_by_variance      –: entropy of what they explain > 0.9, confirmed or not
+    universal_by_counts, specific_by_counts   –: entropy of firing counts > 0.9 and < 0.1 (the paper)
     co_firing_proportion       –: Σ_k |C_k| / Σ_k |∪_i F_k^i|
     co_firing_chance           –: the same, expected if models fired independently at their own rates
     co_firing                  source: mean over live latents of |C_k| / |F_k^i|

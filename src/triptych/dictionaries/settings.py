@@ -10,7 +10,11 @@ from triptych.dictionaries.sparsifiers import TopK
 
 
 class UniversalConfig(Config):
-    """A dictionary and its training: by default the paper's settings."""
+    """A dictionary and its training.
+
+    By default the paper's sizes and rates, with a rule that tells shared from private concepts where both are planted
+    (`design/dictionaries.md`); the paper's own rule is in the recipe `paper`.
+    """
 
     coder: CoderConfig = CoderConfig()
     update: Literal["source", "all"] = "all"
@@ -27,7 +31,11 @@ class UniversalConfig(Config):
     """Where a cosine from `learning_rate` ends; None for a constant rate (the paper)."""
     warm_up: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps over which the rate rises from 0."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW, torch's default: it lets a free decoder row fade where a latent explains nothing."""
+    match: bool = True
+    """Whether latents of models are matched by their codes after an epoch: else two models that find a concept apart
+    keep a latent each for it."""
     revival: Literal["none", "resample", "aux_k"] = "resample"
     """Of latents that have not fired for an epoch: none; begun again in what is explained worst (Bricken et al. 2023);
     or an auxiliary loss that has them predict the error (Gao et al. 2024)."""
@@ -45,6 +53,11 @@ class UniversalConfig(Config):
         if self.code == "summed" and not isinstance(self.coder.sparsifier, TopK):
             raise ValueError(f"code 'summed' needs the sparsifier top_k, not {self.coder.sparsifier.name}")
         return self
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether latents are matched; a summed code chooses the same ones in all models anyway."""
+        return self.match and self.code == "own"
 
     @property
     def is_plain(self) -> bool:

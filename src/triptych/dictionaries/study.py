@@ -51,7 +51,6 @@ from triptych.dictionaries.records import (
     MAIN,
     MEASURES,
     TRAINED,
-    UNIVERSAL,
     DictionaryRecord,
     MatrixRecord,
     TrainedRecord,
@@ -378,7 +377,8 @@ def _features(folder: Path, names: tuple[str, ...]) -> LatentFeatures:
     best = {at: f"{text} (AUROC {auroc:.2f})" for at, (text, auroc) in enumerate(labels) if text is not None}
     return LatentFeatures(
         entropy=column("firing_entropy").astype(np.float64),
-        confirmed=column("confirmed").astype(bool) & (column("firing_entropy").astype(np.float64) > UNIVERSAL),
+        universal=column("kind") == "universal",
+        specific_to=table["specific_to"].to_pylist(),
         fires={name: column(f"fires_{name}") for name in names},
         co_fires=column("co_fires"),
         energy={name: column(f"energy_{name}") for name in names},

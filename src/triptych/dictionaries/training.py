@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,8 @@ from triptych.dictionaries.backends.base import Backend
 from triptych.dictionaries.backends.fused import Fused
 from triptych.dictionaries.backends.generic import Generic
 from triptych.dictionaries.coder import Coder, UniversalSAE, calibrate, initialise
+from triptych.dictionaries.codes import to_sparse
+from triptych.dictionaries.matching import match_codes
 from triptych.dictionaries.rows import Moments, PairedRows, Rows, Shards
 from triptych.dictionaries.settings import UniversalConfig
 from triptych.dictionaries.sparsifiers import JumpRelu
@@ -38,7 +41,9 @@ SECONDS_BETWEEN_SAVES = 20.0
 SAMPLED_ROWS = 16384
 """Rows that a dictionary begins with and in which dead latents begin again, at most."""
 REVIVE_UNTIL = 0.8
-"""Share of the epochs after which dead latents are left alone, so that the last ones can settle."""
+"""Share of the epochs after which latents are neither begun again nor matched, so that the last ones can settle."""
+MATCHED_ROWS = 4096
+"""Rows on which latents of models are matched, at most."""
 
 
 KNOWN_BY = 256
@@ -93,7 +98,7 @@ def train_universal_sae(
 
     Raises `DataError` where the models' rows do not correspond or are not finite, `WorkError` where the loss becomes
     NaN. Source: Thasarathan et al. 2025, algorithm 1. Departures: `update="all"` by default, decoders and encoders
-    begin in the same images, dead latents are begun again.
+    begin in the same images, dead latents are begun again, latents of models are matched.
     """
     config = config or UniversalConfig()
     rows = PairedRows(activations, budget_bytes=int(budget_gib * 2**30), pairing=pairing)
@@ -166,6 +171,8 @@ class _Run:
         meter.update(description=f"{meter.description.partition(', loss')[0]}, loss {loss:.3f}")
         if self.config.revival == "resample" and epoch + 1 < REVIVE_UNTIL * self.config.epochs and bool(idle.any()):
             self._revive(idle, epoch + 1)
+        if self.config.is_matched and len(self._coders) > 1 and epoch + 1 < REVIVE_UNTIL * self.config.epochs:
+            self._match(epoch + 1)
         self.seconds += time.monotonic() - started
         is_last = self.n_epochs == self.config.epochs
         if self.state is not None and (is_last or time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES):
@@ -207,6 +214,28 @@ class _Run:
             pairs = zip(self._coders, raw, strict=True)
             self._window = (raw, [coder.normalise(rows.float().to(self.device)) for coder, rows in pairs])
         return self._window[1]
+
+    @torch.no_grad()
+    def _match(self, epoch: int) -> None:
+        """Latents of a model are put in another order, so that latent k fires where it fires in the models before it.
+
+        Nothing else brings together what two models find apart: where A fires f and B fires g for one concept, the
+        decoders of f and g learn it in both models, every reconstruction is right, and each latent looks specific.
+        A private concept of A and one of B that share a latent go to one each, where there is a latent to spare. The
+        order of a model's latents is free: its own reconstruction stays as it is, and what it remembers moves along.
+        """
+        self.sae.eval()
+        codes = []
+        for place, rows in enumerate(_sample(self.sae, self.rows, self.seed, epoch, MATCHED_ROWS)):
+            coder = self._coders[place]
+            calibrate(coder, rows)
+            own = to_sparse(coder.sparsify(coder.pre_codes(rows)) * coder.decoder_weight.norm(dim=1))
+            order = match_codes(codes, own) if codes else np.arange(self.sae.latents)
+            if not np.array_equal(order, np.arange(self.sae.latents)):
+                self.backend.reorder(place, torch.from_numpy(order).to(self.device))
+            codes.append(own[:, order])
+        self.sae.train()
+        self.backend.reload()
 
     @torch.no_grad()
     def _revive(self, idle: Tensor, epoch: int) -> None:
@@ -292,10 +321,10 @@ def _set_scales(sae: UniversalSAE, rows: PairedRows) -> None:
         sae.coder(name).scale.copy_(scale)
 
 
-def _sample(sae: UniversalSAE, rows: PairedRows, seed: int, epoch: int) -> list[Rows]:
+def _sample(sae: UniversalSAE, rows: PairedRows, seed: int, epoch: int, at_most: int = SAMPLED_ROWS) -> list[Rows]:
     """Normalised rows of all models, the same random ones; from one window where there are several."""
     raw = next(iter(rows.windows(seed, epoch)))
-    size = min(len(raw[0]), max(SAMPLED_ROWS, sae.latents))
+    size = min(len(raw[0]), max(at_most, sae.latents))
     chosen = torch.from_numpy(generator(seed, "sample", epoch).permutation(len(raw[0]))[:size])
     found = []
     for name, one in zip(sae.names, raw, strict=True):

@@ -203,7 +203,7 @@ def _no_latents(models: Sequence[str]) -> Latents:
     flags = np.zeros(0, dtype=np.bool_)
     by_model = dict.fromkeys(models, floats)
     counts = dict.fromkeys(models, ints)
-    return Latents(ints, floats, ints, floats, flags, flags, counts, by_model, by_model, (), floats, False, (), ())
+    return Latents(ints, floats, ints, floats, flags, flags, counts, by_model, by_model, (), floats, False)
 
 
 def _read_agreements(path: Path) -> list[tuple[int, Agreement]]:

@@ -55,7 +55,7 @@ IN_LISTS, MAX_AGREEMENTS = 3, 20
 TOPICS = {
     ("One dictionary", "A dictionary"): "What it explains",
     ("Sharing costs", "What sharing"): "What sharing costs",
-    ("By firing entropy",): "What is universal",
+    ("By what they explain",): "What is universal",
     ("Trained on", "Of a model", "No null"): "What chance would give",
     ("From one model",): "What the update does",
     ("Brackets",): "Intervals",
@@ -170,7 +170,7 @@ class Concepts:
         return {
             "latent": int(latents.numbers[place]),
             "cls": self.known.class_at(place),
-            "specific_to": self._name(latents.specific_to[place]),
+            "specific_to": self._name(latents.owner(place)),
             "confirmed": bool(latents.confirmed[place]),
             "entropy": _number(latents.entropies[place]),
             "co_fires": int(latents.co_fires[place]),

@@ -35,9 +35,15 @@ INTRO_6 = (
     "(0.7566) differs from that in its table 5 (0.759)."
 )
 INTRO_COUNTS = (
-    "Firing entropy compares how often models fire a latent, never on what: two models that share nothing may fire it "
-    "equally often and get an entropy near 1. The null with shuffled {unit}s shows how "
-    "many latents do; confirmed ones fire together on more {unit}s than such a coincidence would give."
+    "A latent is universal here if it explains about as much of every model and is confirmed: fired together beyond "
+    "chance, with codes that correlate. The paper’s definition, by counts, compares how often models fire a latent, "
+    "never on what: two models that share nothing may fire it equally often. The null with shuffled {unit}s shows how "
+    "many latents do; it must have no confirmed ones. In a model against itself, from other starts, hardly any latent "
+    "may be other than universal."
+)
+INTRO_SPARC = (
+    "SPARC chooses latents by the summed logits of all models, the target’s among them. What it explains across models "
+    "is therefore no reconstruction from another model’s code, and cannot be compared with table 5."
 )
 
 
@@ -51,7 +57,7 @@ def dictionaries_section(run_dir: Path) -> Section | None:
         Part(
             "r2",
             "R² from model to model",
-            render_tables([paper.table_5(run)], INTRO_5, TABLE_5) + render_figures(drawn["r2"]),
+            render_tables([paper.table_5(run)], INTRO_5, TABLE_5) + _sparc(run) + render_figures(drawn["r2"]),
         ),
         Part("tax", "Alignment tax", render_tables([paper.table_6(run)], INTRO_6, TABLE_6)),
         _latents_part(run, drawn["latents"]),
@@ -72,6 +78,11 @@ def dictionaries_section(run_dir: Path) -> Section | None:
         paper.dictionary_settings(run),
         _rates(run),
     )
+
+
+def _sparc(run: Dictionaries) -> Markup:
+    table = paper.sparc_table(run)
+    return Markup() if table is None else render_tables([table], INTRO_SPARC, MEASURES)
 
 
 def _rates(run: Dictionaries) -> dict[str, str]:

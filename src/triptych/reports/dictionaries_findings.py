@@ -72,20 +72,21 @@ def _tax(run: Dictionaries, metric: str, model: str) -> Estimate | None:
 
 
 def what_is_universal(run: Dictionaries) -> Iterator[str]:
-    counts = {name: run.of_main(name) for name in ("universal", "universal_confirmed", "specific", "dead")}
-    universal, confirmed = counts["universal"], counts["universal_confirmed"]
+    counts = {name: run.of_main(name) for name in ("universal", "partial", "specific", "dead")}
+    universal = counts["universal"]
     if universal is None:
         return
-    others = [f"{fmt.number(e.value, 0)} {name}" for name in ("specific", "dead") if (e := counts[name]) is not None]
-    of = f" of {run.main.latents:,}" if run.main is not None else ""
-    tested = (
-        f"; {fmt.number(confirmed.value, 0)} universal ones fire together more often than by chance (confirmed)"
-        if confirmed is not None
-        else "; whether they fire together more often than by chance was not tested"
-    )
+    others = [f"{fmt.number(e.value, 0)} {name}" for name, e in counts.items() if name != "universal" and e is not None]
+    size = f" of {run.main.latents:,}" if run.main is not None else ""
     listed = f", {fmt.joined(others)}" if others else ""
+    classic = run.of_main("universal_by_counts")
+    paper = (
+        f"; by firing entropy, the paper’s definition, {fmt.number(classic.value, 0)} would be universal"
+        if classic is not None
+        else ""
+    )
     n = fmt.number(universal.value, 0)
-    yield f"By firing entropy {n} latents{of} are universal{listed}{tested}{_co_firing(run)}."
+    yield f"By what they explain {n} latents{size} are universal and confirmed{listed}{paper}{_co_firing(run)}."
 
 
 def _co_firing(run: Dictionaries) -> str:
@@ -110,12 +111,12 @@ def _what_nulls_say(run: Dictionaries) -> Iterator[str]:
 
 
 def _null(run: Dictionaries, role: str) -> Iterator[str]:
-    universal, confirmed = _value(run, role, "universal"), _value(run, role, "universal_confirmed")
+    universal, classic = _value(run, role, "universal"), _value(run, role, "universal_by_counts")
     if universal is None:
         return
-    passing = f", {count_in_words(confirmed)} of them confirmed" if confirmed is not None else ""
+    by_counts = f", by firing entropy {count_in_words(classic)}" if classic is not None else ""
     trained = NULL_NAMES[role].format(unit=run.unit)
-    yield f"{trained}, {count_in_words(universal)} latents are universal by entropy{passing}."
+    yield f"{trained}, {count_in_words(universal)} latents are universal and confirmed{by_counts}."
 
 
 def _what_the_update_does(run: Dictionaries) -> Iterator[str]:

@@ -45,21 +45,39 @@ DICTIONARY_TERMS: dict[str, TermInfo] = {
         "The same against the independent dictionary of equal updates: what sharing itself costs, and not the fewer "
         "updates that an encoder gets.",
     ),
-    "universal": TermInfo("universal", "latents", "Latents whose firing entropy is above 0.9 (the paper’s threshold)."),
-    "universal_confirmed": TermInfo(
-        "universal, confirmed",
+    "universal": TermInfo(
+        "universal",
         "latents",
-        "Universal latents that fire together on more rows than chance would have it: a one-sided hypergeometric test "
-        "of |C| given how often each model fires on its own, corrected over latents for the false discovery rate "
-        "(Benjamini and Hochberg 1995), at a false discovery rate of 1 %; binomial for more than two models.",
+        "Latents that explain about as large a share of every model (entropy of the shares above 0.9), and are "
+        "confirmed.",
     ),
-    "mid": TermInfo("in between", "latents", "Live latents that are neither universal nor specific."),
-    "specific": TermInfo("specific", "latents", "Latents whose firing entropy is below 0.1 (the paper’s threshold)."),
+    "partial": TermInfo("partial", "latents", "Live latents that are neither universal nor specific."),
+    "specific": TermInfo(
+        "specific", "latents", "Latents that explain one model almost alone (entropy of the shares below 0.1)."
+    ),
     "dead": TermInfo(
         "dead",
         "latents",
-        "Latents that no model fires on any held-out row. They have no entropy and are counted apart; the official "
-        "code gives them 0, which counts them as specific.",
+        "Latents that explain less than a hundredth of what an average one does, in every model, whether or not they "
+        "fire; the official code counts what never fires as specific.",
+    ),
+    "confirmed": TermInfo(
+        "confirmed",
+        "latents",
+        "Latents that are the same thing in all models: they fire together on more rows than chance would have it "
+        "(one-sided hypergeometric test given how often each model fires, binomial for more than two models; false "
+        "discovery rate over latents 1 %, Benjamini and Hochberg 1995), and their codes correlate by at least 0.3.",
+    ),
+    "universal_by_variance": TermInfo(
+        "by variance alone",
+        "latents",
+        "Latents that would be universal if nothing had to be confirmed: entropy of explained shares above 0.9.",
+    ),
+    "universal_by_counts": TermInfo(
+        "universal by counts", "latents", "Latents whose firing entropy is above 0.9: the paper’s definition."
+    ),
+    "specific_by_counts": TermInfo(
+        "specific by counts", "latents", "Latents whose firing entropy is below 0.1: the paper’s definition."
     ),
     "co_firing_proportion": TermInfo(
         "co-firing proportion",
@@ -111,6 +129,8 @@ FEATURE_TERMS: dict[str, str] = {
     "latent: 1 where all models fire it equally often, 0 where one alone does.",
     "co-fires": "|C|: rows on which every model fires the latent. By chance: rows times the product of the models’ "
     "firing rates.",
+    "share explained": "By how much the squared error of a model rises when one latent is taken out of its code, Σ 2 z "
+    "⟨a − â, D⟩ + z² ‖D‖², over the sum of all its latents. Small values that only fill the k places explain nothing.",
     "energy": "‖E[z] D‖² of a latent for a model: the squared length of its decoder row, times the squared mean of its "
     "code.",
 }
@@ -136,7 +156,8 @@ ROLE_TERMS: dict[str, str] = {
     "construction, and neither entropy nor co-firing is evidence.",
     "shuffled": "Trained on rows that do not correspond: each model sees images (or rows) in an order of its own. What "
     "is found here is found without any correspondence.",
-    "same": "A model and itself as two models: everything could be shared, so that this is the most that can be found.",
+    "same": "A model and itself as two models that begin apart, one source a step: everything is shared, so that "
+    "whatever is not universal is the training’s fault.",
 }
 
 

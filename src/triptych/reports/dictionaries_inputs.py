@@ -49,14 +49,13 @@ from triptych.runs import Manifest, read_manifest, read_records_json
 
 BoolArray = npt.NDArray[np.bool_]
 Class = Literal["universal", "mid", "specific"]
+KIND_OF: Mapping[Class, Kind] = {"universal": "universal", "mid": "partial", "specific": "specific"}
 
 IMAGES = f"{FOLDER}/{MAIN}/images"
 TOPS_FILE = f"{FOLDER}/{MAIN}/{TOPS}"
 FEATURES = "features.parquet"
 NULLS: tuple[Role, ...] = ("shuffled", "same")
 """Their folders are called so, too."""
-KINDS: dict[Class, Kind] = {"universal": "universal", "mid": "partial", "specific": "specific"}
-"""What classes are called in `features.parquet`."""
 FIRES = "fires_"
 MAX_NAME = 24
 """Characters of a model's name in tables, whose first column stays in place while others scroll."""
@@ -96,16 +95,24 @@ class Latents(NamedTuple):
     label_aurocs: FloatArray
     has_chances: bool
     """Whether `chances` and `confirmed` were recorded."""
-    kinds: tuple[str | None, ...]
-    """As the run that measured them decided; None where not recorded."""
-    specific_to: tuple[str | None, ...]
-    """The model that a specific latent is of."""
+    kinds: npt.NDArray[np.str_] | None = None
+    """By what latents explain; None where not recorded."""
+    specific_to: tuple[str | None, ...] = ()
+    """The model that a specific latent is of; empty where not recorded."""
 
     def of_class(self, name: Class) -> BoolArray:
-        """Which live latents are of a class: as recorded, else by entropy."""
-        recorded = np.array([kind == KINDS[name] for kind in self.kinds], dtype=np.bool_)
-        unknown = np.array([kind is None for kind in self.kinds], dtype=np.bool_)
-        return ~self.dead & np.where(unknown, class_of(self.entropies, name), recorded)
+        """Which live latents are of a class: by kind, or by firing entropy in a run from before there were kinds."""
+        if self.kinds is None:
+            return self.of_entropy(name)
+        return np.asarray(self.kinds == KIND_OF[name], dtype=np.bool_)
+
+    def of_entropy(self, name: Class) -> BoolArray:
+        """Which live latents are of a class by firing entropy, as in the paper."""
+        return ~self.dead & class_of(self.entropies, name)
+
+    def owner(self, place: int) -> str | None:
+        """The model that the latent is specific to, if any."""
+        return self.specific_to[place] if self.specific_to else None
 
     @property
     def n_dead(self) -> int:
@@ -295,8 +302,8 @@ def _read_latents(path: Path, models: tuple[str, ...] | None) -> Latents | None:
         labels=tuple(rest["label"].to_pylist()) if "label" in present else (None,) * n,
         label_aurocs=_floats(rest, "label_auroc"),
         has_chances={"co_fire_chance", "confirmed"} <= set(present),
-        kinds=tuple(_values(rest, "kind", None)),
-        specific_to=tuple(_values(rest, "specific_to", None)),
+        kinds=np.array(rest["kind"].to_pylist()) if "kind" in present else None,
+        specific_to=tuple(rest["specific_to"].to_pylist()) if "specific_to" in present else (),
     )
 
 

@@ -164,6 +164,18 @@ def table_5_csv(run: Dictionaries) -> bytes:
     return to_csv(["source", "target", "role", "update", "metric", *ESTIMATE_HEADER], rows)
 
 
+def sparc_table(run: Dictionaries) -> Table | None:
+    """R² of SPARC, apart from table 5: its codes have seen the target. None where none was trained."""
+    rows = [
+        (Cell(run.named(way.source), f"→ {run.named(way.target)}"), audit_cell(estimate))
+        for way in ways(run)
+        if (estimate := run.estimate(Key("sparc", "r2", *way))) is not None
+    ]
+    columns = (Column("Source", "→ target"), Column("R²", "latents chosen with all models’ activations", numeric=True))
+    caption = f"R² of SPARC, whose latents are chosen with the target’s own activations: value and {INTERVAL}"
+    return Table("dictionaries-sparc", caption, columns, tuple(rows)) if rows else None
+
+
 def _no_interval() -> list[Value]:
     return [*[None] * (len(ESTIMATE_HEADER) - 2), PRINTED]
 

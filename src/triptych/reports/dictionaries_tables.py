@@ -21,10 +21,12 @@ NOTHING = Cell("–", kind="none")
 ESTIMATE_HEADER = ("value", "low", "high", "n", "clusters", "unscored", "method")
 COUNTS = (
     "universal",
-    "universal_confirmed",
-    "mid",
+    "partial",
     "specific",
     "dead",
+    "confirmed",
+    "universal_by_counts",
+    "specific_by_counts",
     "co_firing_proportion",
     "co_firing_chance",
 )
@@ -33,8 +35,8 @@ QUALITY = ("loss", "l0", "co_firing", "matching_cosine", "matched")
 MAX_LATENTS = 8
 """Of each class in the page; features.parquet has all."""
 PAPER_COUNTS = {
-    "universal": "usae.universal_features",
-    "specific": "usae.specific_features",
+    "universal_by_counts": "usae.universal_features",
+    "specific_by_counts": "usae.specific_features",
     "co_firing_proportion": "usae.co_firing_proportion",
 }
 
@@ -153,8 +155,8 @@ def _class_name(latents: Latents, index: int) -> str:
     if latents.dead[index]:
         return "dead"
     classes: tuple[Class, ...] = ("universal", "specific")
-    name = next((name for name in classes if latents.of_class(name)[index]), "in between")
-    owner = latents.specific_to[index]
+    name = next((name for name in classes if latents.of_class(name)[index]), "partial")
+    owner = latents.owner(index)
     return name if owner is None else f"{name} to {shown_name(owner)}"
 
 

@@ -153,7 +153,7 @@ def dictionaries_digest(run: Dictionaries) -> Digest:
 
 
 def _entropy_caution(run: Dictionaries) -> str:
-    null = run.estimate(Measure("shuffled", "universal"))
+    null = run.estimate(Measure("shuffled", "universal_by_counts"))
     if null is None or null.mean is None:
         return "That a latent has a high firing entropy does not show a shared concept: no null was trained to tell."
     trained = _uncapital(NULL_NAMES["shuffled"].format(unit=run.unit))

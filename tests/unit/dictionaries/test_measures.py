@@ -22,7 +22,7 @@ from triptych.dictionaries.measures import (
     tax_records,
 )
 from triptych.dictionaries.records import DictionaryRecord
-from triptych.dictionaries.universality import co_firing, confirmed, firing_entropy
+from triptych.dictionaries.universality import classify, co_firing, confirmed, correlation, firing_entropy
 from triptych.stats import bare
 
 N = 400
@@ -36,10 +36,14 @@ def facts() -> Facts:
     first[RED, 0], second[RED, 0], first[~RED, 1] = 2.0, 1.0, 1.0
     codes = tuple(sparse.csr_matrix(one) for one in (first, second))
     spread = np.ones((2, N))
-    reading = Reading(codes, np.full((2, 2, N), 0.25), spread, 2 * spread)
-    counts = co_firing(codes)
-    entropy = firing_entropy(counts.fires)
-    return Facts(("a", "b"), reading, np.arange(N), counts, counts, entropy, confirmed(counts), np.ones((2, 3)))
+    # What latents explain: 0 as much in both, 1 of the first alone, 2 nothing. Across models nothing is looked at.
+    removal = np.zeros((2, 2, 3))
+    removal[0, 0], removal[1, 1] = [50, 50, 0], [80, 0, 0]
+    reading = Reading(codes, np.full((2, 2, N), 0.25), spread, 2 * spread, removal)
+    counts, r = co_firing(codes), correlation(codes)
+    entropy, is_confirmed = firing_entropy(counts.fires), confirmed(counts, r)
+    kinds = classify(reading.explained, is_confirmed)
+    return Facts(("a", "b"), reading, np.arange(N), counts, counts, entropy, r, is_confirmed, kinds, np.ones((2, 3)))
 
 
 def colour() -> dict[str, Factor]:
@@ -50,8 +54,11 @@ def test_metrics_by_hand() -> None:
     metrics = metrics_of(facts(), loss=0.5)
     assert metrics["r2"]["a"]["b"] == 0.75
     assert metrics["r2_global"]["a"]["b"] == 0.875
-    counted = {name: metrics[name] for name in ("universal", "universal_confirmed", "mid", "specific", "dead")}
-    assert counted == {"universal": 1, "universal_confirmed": 1, "mid": 0, "specific": 1, "dead": 1}
+    # Shares of latent 0: ½ and 1, so p = 1/3, 2/3 and entropy 0.918.
+    counted = {name: metrics[name] for name in ("universal", "partial", "specific", "dead", "confirmed")}
+    assert counted == {"universal": 1, "partial": 0, "specific": 1, "dead": 1, "confirmed": 1}
+    beside = {name: metrics[name] for name in ("universal_by_variance", "universal_by_counts", "specific_by_counts")}
+    assert beside == {"universal_by_variance": 1, "universal_by_counts": 1, "specific_by_counts": 1}
     # 200 common firings; 200 and 200 by either.
     assert metrics["co_firing_proportion"] == 0.5
     assert metrics["l0"] == {"a": 1.0, "b": 0.5}
@@ -64,7 +71,10 @@ def test_features_by_hand() -> None:
     assert rows[0]["co_fire_chance"] == 100.0
     assert rows[0]["confirmed"]
     assert (rows[1]["firing_entropy"], rows[1]["cofire_a"], rows[1]["cofire_b"]) == (0.0, 0.0, None)
-    assert rows[2]["dead"]
+    assert [row["kind"] for row in rows] == ["universal", "specific", "dead"]
+    assert [row["specific_to"] for row in rows] == [None, "a", None]
+    assert [row["dead"] for row in rows] == [False, False, True]
+    assert [row["explained_a"] for row in rows] == [0.5, 0.5, 0.0]
     assert rows[2]["firing_entropy"] is None
 
 

@@ -121,7 +121,8 @@ def test_a_map_needs_all_its_cells() -> None:
 FEATURES = LatentFeatures(
     # 0 and 1 universal, 2 unconfirmed, 3 of a, 4 and 5 of b, 6 dead, 7 between.
     entropy=np.array([0.99, 0.95, 0.97, 0.0, 0.0, 0.05, np.nan, 0.5]),
-    confirmed=np.array([True, True, False, False, False, False, False, False]),
+    universal=np.array([True, True, False, False, False, False, False, False]),
+    specific_to=[None, None, None, "a", "b", "b", None, None],
     fires={"a": np.array([10, 10, 10, 8, 0, 1, 0, 3]), "b": np.array([10, 20, 10, 0, 7, 99, 0, 9])},
     co_fires=np.array([5, 8, 1, 0, 0, 0, 0, 1]),
     # Of a's energy latent 0 has 0.4 and latent 1 0.2; of b's 0.1 and 0.3.
@@ -149,7 +150,8 @@ def test_another_meaning_goes_before_the_same_again() -> None:
     n = 6
     alike = LatentFeatures(
         entropy=np.ones(n),
-        confirmed=np.ones(n, dtype=bool),
+        universal=np.ones(n, dtype=bool),
+        specific_to=[None] * n,
         fires={"a": np.full(n, 4), "b": np.full(n, 4)},
         co_fires=np.full(n, 4),
         energy={"a": np.arange(n, 0, -1.0), "b": np.arange(n, 0, -1.0)},
@@ -161,7 +163,7 @@ def test_another_meaning_goes_before_the_same_again() -> None:
 
 
 def test_no_picks_where_there_are_none() -> None:
-    dead = FEATURES._replace(entropy=np.full(8, np.nan), confirmed=np.zeros(8, dtype=bool))
+    dead = FEATURES._replace(entropy=np.full(8, np.nan), universal=np.zeros(8, dtype=bool), specific_to=[None] * 8)
     assert pick_latents(dead) == []
 
 

@@ -101,7 +101,12 @@ def test_features_and_metrics_are_what_the_contract_says(done: Path) -> None:
     assert set(metrics["alignment_tax"]) == {"a", "b"}
     entropy, dead = table["firing_entropy"].to_pylist(), table["dead"].to_pylist()
     assert [value is None for value in entropy] == dead
-    assert metrics["universal"] == sum(value is not None and value > 0.9 for value in entropy)
+    kinds, owners = table["kind"].to_pylist(), table["specific_to"].to_pylist()
+    for kind in ("universal", "partial", "specific", "dead"):
+        assert metrics[kind] == kinds.count(kind)
+    assert [kind == "dead" for kind in kinds] == dead
+    assert [kind == "specific" for kind in kinds] == [owner in ("a", "b") for owner in owners]
+    assert {"confirmed", "universal_by_counts", "specific_by_counts", "universal_by_variance"} <= set(metrics)
 
 
 def test_the_tax_is_the_difference_of_r2(done: Path) -> None:
@@ -123,10 +128,8 @@ def test_the_tax_is_the_difference_of_r2(done: Path) -> None:
 
 
 def test_nulls_say_what_they_must(done: Path) -> None:
-    metrics = {n: json.loads((done / "dictionaries" / n / "metrics.json").read_text()) for n in ("same", "shuffled")}
-    assert metrics["same"]["co_firing_proportion"] == 1.0
-    assert metrics["same"]["universal"] == 24 - metrics["same"]["dead"]
-    assert metrics["shuffled"]["universal_confirmed"] == 0
+    metrics = json.loads((done / "dictionaries" / "shuffled" / "metrics.json").read_text())
+    assert metrics["confirmed"] == metrics["universal"] == 0
 
 
 def test_pictures_and_report_are_there(done: Path) -> None:

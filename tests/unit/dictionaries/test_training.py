@@ -141,8 +141,10 @@ def test_activations_are_left_as_they_are() -> None:
 
 @pytest.mark.parametrize("convert", [Tensor.double, Tensor.bfloat16, lambda rows: rows.clone().requires_grad_()])
 def test_activations_of_any_float_type(convert: Callable[[Tensor], Tensor]) -> None:
-    trained = train_universal_sae({name: convert(rows) for name, rows in planted().items()}, config())
-    expected = train_universal_sae(planted(), config())
+    # Unmatched: whether two latents change places may hang on the last bit.
+    settings = config(match=False)
+    trained = train_universal_sae({name: convert(rows) for name, rows in planted().items()}, settings)
+    expected = train_universal_sae(planted(), settings)
     assert trained.history[-1].loss == pytest.approx(expected.history[-1].loss, rel=0.02)
 
 
@@ -225,6 +227,7 @@ PERTURBED: dict[str, tuple[UniversalConfig, ...]] = {
     "final_learning_rate": (config(), config(final_learning_rate=0.001)),
     "warm_up": (config(), config(warm_up=0.2)),
     "weight_decay": (config(), config(weight_decay=0.1)),
+    "match": (config({"init": "random"}), config({"init": "random"}, match=False)),
     "revival": (config(DEAD), config(DEAD, revival="none")),
     "revival-aux_k": (config(DEAD, revival="aux_k"), config(DEAD, revival="none")),
     "revival-jump_relu": tuple(
@@ -246,7 +249,7 @@ PERTURBED: dict[str, tuple[UniversalConfig, ...]] = {
     "coder.sparsifier-threshold": tuple(config({"sparsifier": JumpRelu(k=2, threshold=one)}) for one in (0.5, 0.6)),
     "coder.sparsifier-k": tuple(config({"sparsifier": JumpRelu(k=k)}) for k in (2, 3)),
     "coder.encoder": (config(loss="l1"), config({"encoder": "batch_norm"}, loss="l1")),
-    "coder.decoder_norm": (config(), config({"decoder_norm": "free"})),
+    "coder.decoder_norm": (config(), config({"decoder_norm": "unit"})),
     "coder.normalisation": (config(), config({"normalisation": "scalar"})),
     "coder.normalisation-none": (config(), config({"normalisation": "none"})),
     "coder.init": (config(), config({"init": "random"})),
@@ -435,13 +438,13 @@ def by_norm(coder: Coder) -> None:
 
 
 KILLED: dict[str, tuple[UniversalConfig, Callable[[Coder], None]]] = {
-    "kernels": (config(epochs=10), by_encoder),
-    "autograd": (config(epochs=10, loss="l1"), by_encoder),
-    "summed": (config(epochs=10, sources="every", code="summed"), by_encoder),
-    "batch_top_k": (config({"sparsifier": BatchTopK(k=2)}, epochs=10), by_encoder),
-    "matryoshka": (config({"sparsifier": Matryoshka(k=2)}, epochs=10), by_encoder),
-    "jump_relu": (config({"sparsifier": JumpRelu(k=2)}, epochs=10), by_threshold),
-    "batch_norm": (config({"encoder": "batch_norm"}, epochs=10), by_norm),
+    "kernels": (config(epochs=10, match=False), by_encoder),
+    "autograd": (config(epochs=10, match=False, loss="l1"), by_encoder),
+    "summed": (config(epochs=10, match=False, sources="every", code="summed"), by_encoder),
+    "batch_top_k": (config({"sparsifier": BatchTopK(k=2)}, epochs=10, match=False), by_encoder),
+    "matryoshka": (config({"sparsifier": Matryoshka(k=2)}, epochs=10, match=False), by_encoder),
+    "jump_relu": (config({"sparsifier": JumpRelu(k=2)}, epochs=10, match=False), by_threshold),
+    "batch_norm": (config({"encoder": "batch_norm"}, epochs=10, match=False), by_norm),
 }
 
 

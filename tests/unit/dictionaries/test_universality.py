@@ -12,12 +12,15 @@ from scipy import sparse
 
 from triptych.dictionaries.universality import (
     CoFiring,
+    by_counts,
     chance_pvalues,
-    classes,
+    classify,
     co_firing,
     confirmed,
+    correlation,
     energy,
     firing_entropy,
+    significant,
 )
 
 # Five rows, four latents. Latent 0: a fires on rows 0 1 2 3, b on 0 1; 1: a on 4, b on none; 2: a on 0, b on 4; 3: dead.
@@ -61,10 +64,59 @@ def test_one_model_has_no_entropy() -> None:
     assert np.isnan(firing_entropy([[3, 0]])).all()
 
 
-def test_classes_leave_dead_latents_out() -> None:
-    entropy = np.array([1.0, 0.95, 0.5, 0.05, 0.0, np.nan])
-    counted = classes(entropy, np.array([True, False, True, False, False, False]))
-    assert counted == (2, 1, 1, 2, 1)
+def test_counts_by_the_papers_limits_leave_dead_latents_out() -> None:
+    assert by_counts(np.array([1.0, 0.95, 0.5, 0.05, 0.0, np.nan])) == (2, 2)
+
+
+def test_kinds_by_hand() -> None:
+    # Of a's 100 latent 0 explains 0.5, of b's 200 it explains 0.3: p = 5/8, 3/8, entropy 0.9544.
+    # Latent 1 is a's alone, 2 b's alone, 3 hurts both and 4 never matters; 5 is explained 1 : 3, entropy 0.8113.
+    a = [50.0, 40.0, 0.0, -3.0, 0.0, 10.0]
+    b = [60.0, 0.0, 80.0, -9.0, 0.0, 60.0]
+    kinds = classify(np.array([a, b]), np.array([True, True, False, True, False, True]))
+    assert kinds.kind.tolist() == ["universal", "specific", "specific", "dead", "dead", "partial"]
+    assert kinds.specific_to.tolist() == [-1, 0, 1, -1, -1, -1]
+    np.testing.assert_allclose(kinds.entropy, [0.954434, 0, 0, np.nan, np.nan, 0.811278], atol=1e-6)
+    np.testing.assert_allclose(kinds.shares[:, 0], [0.5, 0.3])
+    assert kinds.count("specific") == 2
+
+
+def test_what_is_not_confirmed_is_not_universal() -> None:
+    kinds = classify(np.full((2, 3), 1.0), np.array([True, False, True]))
+    assert kinds.kind.tolist() == ["universal", "partial", "universal"]
+
+
+def test_kinds_do_not_depend_on_how_well_a_model_is_explained() -> None:
+    explained = np.random.default_rng(0).random((2, 50)) ** 4
+    both = np.zeros(50, dtype=bool)
+    np.testing.assert_array_equal(
+        classify(explained, both).kind, classify(explained * np.array([[7.0], [0.1]]), both).kind
+    )
+
+
+def test_a_latent_that_fires_but_explains_nothing_is_dead() -> None:
+    # An average latent has 1/200: a hundredth of that is the limit.
+    explained = np.ones((2, 200))
+    explained[:, 0], explained[:, 1] = 0.009, [0.009, 0.011]
+    assert classify(explained, np.zeros(200, dtype=bool)).kind[:2].tolist() == ["dead", "partial"]
+
+
+def test_all_live_latents_of_a_single_model_are_its_own() -> None:
+    kinds = classify(np.array([[1.0, 0.0]]), np.zeros(2, dtype=bool))
+    assert (kinds.kind.tolist(), kinds.specific_to.tolist()) == (["specific", "dead"], [0, -1])
+
+
+def test_correlation_by_hand_and_against_numpy() -> None:
+    # A: 1 1 3 1 0, mean 1.2, deviation √0.96; B: 2 0.05 0 0 0. Of latent 2: 2 0 0 0 0 and 0 0 0 0 1, −¼.
+    expected = np.corrcoef(A[:, 0], B[:, 0])[0, 1]
+    np.testing.assert_allclose(correlation([A, B]), [expected, 0.0, -0.25, 0.0], atol=1e-6)
+
+
+def test_correlation_of_three_models_is_the_lowest_pair() -> None:
+    stream = np.random.default_rng(3)
+    a, b, c = (stream.random((50, 4)) for _ in range(3))
+    pairs = [[np.corrcoef(x[:, k], y[:, k])[0, 1] for k in range(4)] for x, y in ((a, b), (a, c), (b, c))]
+    np.testing.assert_allclose(correlation([a, b, c]), np.min(pairs, axis=0), atol=1e-12)
 
 
 def test_chance_of_two_models_is_hypergeometric() -> None:
@@ -79,15 +131,33 @@ def test_chance_of_three_models_is_binomial() -> None:
     np.testing.assert_allclose(chance_pvalues(counts), [1 - (1 - rate) ** 10])
 
 
-def test_independent_firing_is_not_confirmed_and_common_firing_is() -> None:
+def test_independent_firing_is_not_significant_and_common_firing_is() -> None:
     stream = np.random.default_rng(0)
     a = stream.random((2000, 400)) < 0.05
     b = stream.random((2000, 400)) < 0.05
     b[:, :100] = a[:, :100] & (stream.random((2000, 100)) < 0.5)
-    found = confirmed(co_firing([a.astype(np.float32), b.astype(np.float32)]))
+    found = significant(co_firing([a.astype(np.float32), b.astype(np.float32)]))
     assert found[:100].all()
-    # Of 400 tests, 1 % of what is confirmed may be false: about one.
+    # Of 400 tests, 1 % of what is significant may be false: about one.
     assert found[100:].sum() <= 4
+
+
+def test_a_dependence_that_many_rows_make_significant_is_not_confirmed_without_an_effect() -> None:
+    """Latent 0 fires in b on a tenth more of the rows on which a fires it; latent 1 is the same in both."""
+    stream = np.random.default_rng(1)
+    a = (stream.random((40_000, 2)) < 0.3).astype(np.float32)
+    b = (stream.random((40_000, 2)) < 0.3 + 0.1 * a).astype(np.float32)
+    b[:, 1] = a[:, 1]
+    counts = co_firing([a, b])
+    assert significant(counts).all()
+    assert confirmed(counts, correlation([a, b])).tolist() == [False, True]
+
+
+def test_a_large_correlation_of_few_rows_is_not_confirmed() -> None:
+    a, b = np.zeros((50, 1)), np.zeros((50, 1))
+    a[:3], b[2:5] = 1, 1  # One row of three in common: r = 0.29; by chance 17 % of the time.
+    counts = co_firing([a, b])
+    assert not confirmed(counts, np.array([0.9]))[0]
 
 
 def test_proportion_expected_by_chance_is_met_by_independent_firing() -> None:

@@ -166,7 +166,7 @@ def write_run(run_dir: Path) -> Path:
     r2 = [
         DictionaryRecord(role="universal", metric="r2", seed=0, source=m, target=m, estimate=estimate) for m in (A, B)
     ]
-    counts = {"universal": 2.0, "universal_confirmed": 1.0, "specific": 2.0, "dead": 1.0}
+    counts = {"universal": 2.0, "universal_by_counts": 3.0, "specific": 2.0, "dead": 1.0}
     bare = {name: Estimate(mean=n, low=None, high=None, n=1, n_clusters=1, method="one") for name, n in counts.items()}
     found = [DictionaryRecord(role="universal", metric=name, seed=0, estimate=one) for name, one in bare.items()]
     write_records_json(folder / "measures.json", [*r2, *found])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Batch = Sequence[Float[Tensor, "n _"]]
@@ -24,6 +24,10 @@ class Backend(Protocol):
 
     def forget(self, latents: Bool[Tensor, " f"]) -> None:
         """Zero moments for latents that were begun again (their weights are the caller's to set, then `reload`)."""
+        ...
+
+    def reorder(self, place: int, order: Int[Tensor, " f"]) -> None:
+        """The latents of one model in another order, with all that is remembered of them: latent f becomes order[f]."""
         ...
 
     def reload(self) -> None:

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -199,6 +199,12 @@ class Fused:
             for name in ("encoder_weight", "encoder_bias", "decoder_weight"):
                 part.first[name][latents] = 0
                 part.second[name][latents] = 0
+
+    def reorder(self, place: int, order: Int[Tensor, " f"]) -> None:
+        part = self._parts[place]
+        for name in ("encoder_weight", "encoder_bias", "decoder_weight"):
+            for tensors in (part.weights, part.first, part.second):
+                tensors[name].copy_(tensors[name][order])
 
     def reload(self) -> None:
         for part in self._parts:

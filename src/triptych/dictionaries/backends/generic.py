@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -119,6 +119,15 @@ class Generic:
                 for name in ("exp_avg", "exp_avg_sq"):
                     if name in optimiser.state[parameter]:
                         optimiser.state[parameter][name][latents] = 0
+
+    def reorder(self, place: int, order: Int[Tensor, " f"]) -> None:
+        coder, optimiser = self._coders[place], self._optimisers[place]
+        tensors = [tensor for name, tensor in coder.named_parameters() if name != "decoder_bias"]
+        remembered = [optimiser.state[tensor].get(name) for tensor in tensors for name in ("exp_avg", "exp_avg_sq")]
+        running = [tensor for tensor in coder.norm.buffers() if tensor.ndim]
+        with torch.no_grad():
+            for tensor in (*tensors, *(one for one in remembered if one is not None), *running):
+                tensor.copy_(tensor[order])
 
     def reload(self) -> None:
         """The parameters are the weights: nothing to do."""

@@ -9,10 +9,10 @@ import { followRow, listAddress, moreFilters, pagedList, rowKeys, sortHead } fro
 const DEFAULTS = { sort: "latent", order: "asc" };
 const SORTS = [["latent", "Number"], ["entropy", "Firing entropy"], ["co_fires", "Fires in all models"], ["fires", "Fires in any model"], ["label_auroc", "AUROC of the label"]];
 const MEANING = {
-  universal: "fires about equally in all models",
-  mid: "fires more in one model than in another",
-  specific: "fires in one model almost alone",
-  dead: "never fires",
+  universal: "explains about as much of all models, and is confirmed",
+  mid: "explains more of one model than of another, or is not confirmed",
+  specific: "explains one model almost alone",
+  dead: "explains next to nothing",
 };
 const THUMB = 64;
 const GALLERY = 24;

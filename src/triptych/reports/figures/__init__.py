@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from triptych.reports.figures import (
     auditing,
+    definitions,
     dictionaries,
     distinct,
     features,
@@ -43,7 +44,7 @@ AUDIT_FIGURES: dict[str, tuple[AuditSpec, ...]] = {
 """By the part of the page they stand in."""
 DICTIONARY_FIGURES: dict[str, Sequence[DictionarySpec]] = {
     "r2": dictionaries.R2_SPECS,
-    "latents": (*dictionaries.ENTROPY_SPECS, *features.ENERGY_SPECS),
+    "latents": (*definitions.SPECS, *dictionaries.ENTROPY_SPECS, *features.ENERGY_SPECS),
     "pictures": latents.SPECS,
     "factors": features.FACTOR_SPECS,
 }

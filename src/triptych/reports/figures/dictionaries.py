@@ -121,7 +121,7 @@ def figure_11(run: Dictionaries) -> Figure:
 def _bars(axes: Axes, latents: Latents, name: Class) -> BarContainer:
     return axes.bar(
         EDGES[:-1],
-        _histogram(latents.entropies[~latents.dead & class_of(latents.entropies, name)]),
+        _histogram(latents.entropies[latents.of_entropy(name)]),
         width=1 / BINS,
         align="edge",
         facecolor=CLASS_LOOKS[name].colour,
@@ -172,7 +172,10 @@ def _entropy_caption(run: Dictionaries) -> str:
 
 def _entropy_alt(run: Dictionaries) -> str:
     latents = features_of(run)
-    shares = [f"{np.count_nonzero(class_of(_live(run), name)):,} {CLASS_NAMES[name]}" for name in CLASS_NAMES]
+    shares = [
+        f"{np.count_nonzero(latents.of_entropy(name)):,} {CLASS_NAMES[name]}"
+        for name in ("universal", "mid", "specific")
+    ]
     nulls = [
         f" {role_name(role, unit=run.unit)}: {np.count_nonzero(class_of(entropies, 'universal')):,} of "
         f"{entropies.size:,} live latents above {UNIVERSAL:g}."

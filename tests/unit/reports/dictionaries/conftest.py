@@ -26,7 +26,16 @@ HOSTILE = "\u202e<img src=x onerror=alert(5)>$\\frac{1}{2}$" + "z" * 300
 LATENTS, ROWS = 400, 1000
 OVER_SEEDS, OVER_IMAGES = "95% Student's t over seeds", "95% cluster bootstrap-t, 2000 resamples"
 R2 = {("resnet", "resnet"): 0.759, ("resnet", "vit"): 0.618, ("vit", "resnet"): 0.718, ("vit", "vit"): 0.771}
-COUNTS = {"universal": 150, "universal_confirmed": 120, "mid": 160, "specific": 60, "dead": 30}
+COUNTS = {
+    "universal": 120,
+    "partial": 190,
+    "specific": 60,
+    "dead": 30,
+    "confirmed": 150,
+    "universal_by_variance": 140,
+    "universal_by_counts": 160,
+    "specific_by_counts": 55,
+}
 
 
 class MakeDictionaries(Protocol):
@@ -126,8 +135,8 @@ class Maker:
 
     def counts(self, role: Role) -> dict[str, int]:
         if role == "shuffled":
-            return {**COUNTS, "universal": 110, "universal_confirmed": 3}
-        return {**COUNTS, "universal": 365, "universal_confirmed": 360, "specific": 0} if role == "same" else COUNTS
+            return {**COUNTS, "universal": 0, "confirmed": 3, "universal_by_counts": 110}
+        return {**COUNTS, "universal": 360, "universal_by_counts": 365, "specific": 0} if role == "same" else COUNTS
 
     def trained(self) -> Iterator[TrainedRecord]:
         roles: tuple[Role, ...] = ("universal", "other_update", "independent", "shuffled", "same")

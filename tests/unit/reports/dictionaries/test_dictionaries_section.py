@@ -19,7 +19,7 @@ from triptych.reports.dictionaries import dictionaries_section
 from triptych.reports.dictionaries_findings import findings
 from triptych.reports.dictionaries_glossary import DICTIONARY_TERMS, ROLE_NAMES, ROLE_TERMS, describe_measure
 from triptych.reports.dictionaries_inputs import ROLES, Dictionaries, Key, read_dictionaries
-from triptych.reports.dictionaries_paper import family_models, table_5, table_6
+from triptych.reports.dictionaries_paper import family_models, sparc_table, table_5, table_6
 from triptych.reports.dictionaries_tables import (
     QUALITY,
     backbones_table,
@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bare": {
         "seeds": (0,),
         "factors": (),
-        "without": (*FILES, *ROLES_BESIDE, *TAXES, "universal_confirmed"),
+        "without": (*FILES, *ROLES_BESIDE, *TAXES, "universal_by_counts", "universal_by_variance", "confirmed"),
     },
 }
 PARTS = ("r2", "tax", "latents", "pictures", "factors", "training", "backbones", "dictionary-costs", "methods")
@@ -113,7 +113,7 @@ def test_pages_are_sound(folders: dict[str, Path], pages: dict[str, Any], case: 
     assert "nan" not in page.text.lower().split()
 
 
-@pytest.mark.parametrize(("case", "drawn"), [("two", 6), ("three", 6), ("hostile", 6), ("bare", 1)])
+@pytest.mark.parametrize(("case", "drawn"), [("two", 7), ("three", 7), ("hostile", 7), ("bare", 1)])
 def test_figures_are_inline_and_named(pages: dict[str, Any], case: str, drawn: int) -> None:
     drawings = pages[case].all("svg")
     assert len(drawings) == drawn
@@ -138,7 +138,7 @@ def test_all_parts_and_files_are_there(folders: dict[str, Path]) -> None:
     names = ("table_05", "table_06", "dictionaries_measures", "dictionaries_training")
     assert [f"tables/{name}.csv" in section.files for name in names] == [True] * 4
     figures = [figure.name.removeprefix("figure_") for figure in section.figures]
-    assert figures == ["r2", "11", "energy", "12", "13", "factors"]
+    assert figures == ["r2", "definitions", "11", "energy", "12", "13", "factors"]
 
 
 def test_a_run_without_the_panel_has_no_section(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_bare_run_says_what_it_lacks(pages: dict[str, Any], bare: Dictionaries
     text = " ".join(pages["bare"].text.split())
     for sentence in (
         "this run has no independent dictionaries",
-        "whether they fire together more often than by chance was not tested",
+        "this run was measured before there were several definitions of universal",
         "No null was trained",
         "This run has no pictures of latents",
         "Not drawn: this run has no dictionaries/universal/features.parquet",
@@ -214,7 +214,7 @@ def test_a_value_that_is_none_is_not_told(folders: dict[str, Path], tmp_path: Pa
     ]
     some = with_measures(tmp_path / "run", folders["two"], *rows)
     assert "how much it explains was not measured" in findings(some)[0]
-    assert not any("By firing entropy" in sentence for sentence in findings(some))
+    assert not any("By what they explain" in sentence for sentence in findings(some))
     assert dictionaries_section(tmp_path / "run") is not None
 
 
@@ -348,9 +348,21 @@ def test_counts_stand_beside_the_papers(run: Dictionaries) -> None:
         "null: a model and itself",
         "Paper",
     ]
-    assert texts(table, "Paper")[1:] == ["763", "–", "–", "319", "–", "0.2144", "–"]
-    assert table.rows[-1][1].note == "of 2,048"
-    assert texts(table, "null: images shuffled")[1:3] == ["110", "3.0"]
+    # Its numbers are by counts, and stand in no column of ours.
+    assert texts(table, "Paper")[1:] == [*["–"] * 5, "763", "319", "0.2144", "–"]
+    assert table.rows[-1][6].note == "of 2,048"
+    shuffled = texts(table, "null: images shuffled")
+    assert [shuffled[1], shuffled[5], shuffled[6]] == ["0.0", "3.0", "110"]
+
+
+def test_sparc_stands_apart_from_table_5(run: Dictionaries, folders: dict[str, Path]) -> None:
+    """Its latents are chosen with the target's own activations: what it explains is no cross reconstruction."""
+    assert not any("SPARC" in column.head for column in table_5(run).columns)
+    table = sparc_table(run)
+    assert table is not None
+    # Of the fixture: the paper's value, and 0.02 less across models.
+    assert [row[1].text for row in table.rows] == ["0.759", "0.598", "0.698", "0.771"]
+    assert sparc_table(read(folders["bare"])) is None
     assert reported()["usae.co_firing_proportion"].value == 0.2144
 
 
@@ -393,9 +405,12 @@ def test_findings_are_few_and_of_this_run(run: Dictionaries) -> None:
     assert told[0].startswith("One dictionary of 400 latents, 32 active, shared by resnet and vit explains")
     assert "0.0500 [0.0480, 0.0520] for resnet" in told[1]
     assert "0.0300 [0.0284, 0.0316] for vit" in told[1]
-    assert told[2].startswith("By firing entropy 150 latents of 400 are universal, 60 specific and 30 dead; 120 ")
+    assert told[2].startswith(
+        "By what they explain 120 latents of 400 are universal and confirmed, 190 partial, 60 specific and 30 dead; by "
+        "firing entropy, the paper’s definition, 160 would be universal"
+    )
     assert "where chance alone gives 0.0500" in told[2]
-    assert "110 [108, 112] latents are universal by entropy, 3.0 [2.9, 3.1] of them confirmed" in told[3]
+    assert "latents are universal and confirmed, by firing entropy 110 [108, 112]" in told[3]
     assert "0.618 [0.605, 0.631] and 0.718 [0.703, 0.733] with update = source" in told[4]
     assert told[5] == "Brackets are 95 % intervals over 3 seeds."
 
