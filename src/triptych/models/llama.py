@@ -127,7 +127,7 @@ def read_loras(module: Any, start: int = 0) -> list[Lora] | None:
     base = module.get_base_layer()
     if not hasattr(module, "lora_A") or not isinstance(base, nn.Linear):
         return None
-    found = []
+    found: list[Lora] = []
     stop = start + base.weight.shape[0]
     for name in module.active_adapters:
         if name not in module.lora_A:
