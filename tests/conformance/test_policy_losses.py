@@ -57,7 +57,7 @@ def some_batch(config: ClippedLoss, spread: float = 0.2, dtype: torch.dtype = to
     logps, to_behaviour, to_ref = (torch.randn(t, generator=generator, dtype=torch.float64) for _ in range(3))
     return PolicyBatch(
         logps=(logps - 3).to(dtype).requires_grad_(),
-        behaviour_logps=(logps - 3 + spread * to_behaviour).to(dtype),
+        old_logps=(logps - 3 + spread * to_behaviour).to(dtype),
         ref_logps=(logps - 3 + spread * to_ref).to(dtype),
         sequence=sequence_of(LENGTHS),
         advantages=ADVANTAGES.to(dtype),
@@ -80,7 +80,7 @@ def take(batch: PolicyBatch, completions: list[int]) -> PolicyBatch:
     assert batch.ref_logps is not None
     return PolicyBatch(
         logps=batch.logps[tokens],
-        behaviour_logps=batch.behaviour_logps[tokens],
+        old_logps=batch.old_logps[tokens],
         ref_logps=batch.ref_logps[tokens],
         sequence=sequence_of(LENGTHS[completions]),
         advantages=batch.advantages[completions],
@@ -104,7 +104,7 @@ def padded_loss(config: ClippedLoss, batch: PolicyBatch) -> Tensor:
         return torch.zeros(mask.shape, dtype=flat.dtype).masked_scatter(mask, flat)
 
     assert batch.ref_logps is not None
-    logps, behaviour, ref = rows(batch.logps), rows(batch.behaviour_logps), rows(batch.ref_logps)
+    logps, behaviour, ref = rows(batch.logps), rows(batch.old_logps), rows(batch.ref_logps)
     log_ratio = logps - behaviour
     if config.model_dump()["name"] == "gspo":
         log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1))[:, None]
@@ -205,7 +205,7 @@ def test_all_masked_is_zero(config: Any) -> None:
 def test_values_and_gradients_are_finite(config: Any, dtype: torch.dtype, log_ratio: float) -> None:
     batch = some_batch(config, spread=0.0, dtype=dtype)
     far = batch.logps.detach() - log_ratio
-    for changed in (batch._replace(behaviour_logps=far), batch._replace(ref_logps=far)):
+    for changed in (batch._replace(old_logps=far), batch._replace(ref_logps=far)):
         output = policy_loss(config, changed)
         assert all(value.isfinite() for value in output if value is not None)
         assert gradient(config, changed).isfinite().all()

@@ -21,7 +21,8 @@ from triptych.auditing.reader import Reader, compare, passes
 from triptych.auditing.records import BASE, AuditRecord, Finding, ReadToken
 from triptych.cli import run
 from triptych.data.pairs import load_pairs
-from triptych.data.templates import encode_prompt
+from triptych.data.prompts import load_prompts
+from triptych.data.templates import encode_prompt, render_prompt
 from triptych.decoding import Ancestral, Stopping, decode
 from triptych.models import LanguageModel, load_language_model
 from triptych.models.loading import quiet_transformers
@@ -158,6 +159,76 @@ def test_perplexity_of_the_real_model_is_that_of_a_plain_loop() -> None:
         plain = AutoModelForCausalLM.from_pretrained(resolve_source("starter").folder, dtype=torch.float32)
     found = value(divergence(read(lm, lm, groups), seed=0), "perplexity")
     assert found == pytest.approx(loop_perplexity(plain, groups), rel=1e-3)
+
+
+def trained(kind: str, folder: Path) -> Path | None:
+    """An adapter of the starter model after three steps on a few items; None for the base."""
+    from triptych.alignment.adapters import LoraConfig, save_adapter
+    from triptych.alignment.dpo import DpoConfig, DpoTask, reference_logprobs
+    from triptych.alignment.encoding import encode_pairs
+    from triptych.alignment.grpo import GrpoConfig, GrpoTask
+    from triptych.alignment.policy import Policy
+    from triptych.alignment.reward_functions import BUILTIN_REWARDS, NamedReward
+    from triptych.workers import Workers
+
+    if kind == "base":
+        return None
+    policy = Policy(load_language_model("starter", dtype="bfloat16"), lora=LoraConfig(), seed=0, as_written=True)
+    task: DpoTask | GrpoTask
+    if kind == "dpo":
+        pairs = encode_pairs(load_pairs("starter", limit=6), "auto", policy.lm.tokenizer, 256).pairs
+        dpo = DpoConfig(batch_size=2)
+        references = reference_logprobs(policy, pairs, dpo, workers=Workers(), show_progress=False)
+        task = DpoTask(policy, dpo, pairs, (), references, Workers(), seed=0)
+    else:
+        tokenizer = policy.lm.tokenizer
+        prompts = [
+            one.model_copy(update={"prompt": render_prompt(one, "paper", tokenizer)})
+            for one in load_prompts("starter", limit=2)
+        ]
+        grpo = GrpoConfig(prompts_per_step=2, max_new_tokens=8)
+        rewards = [NamedReward("concise", BUILTIN_REWARDS["concise"])]
+        task = GrpoTask(policy, grpo, prompts, (), (), rewards, None, Workers(), seed=0)
+    optimiser = torch.optim.AdamW(policy.parameters.values(), lr=3e-3, weight_decay=0.0)
+    for step in range(3):
+        task.accumulate(step)
+        optimiser.step()
+        optimiser.zero_grad()
+    save_adapter(policy.model, folder)
+    return folder
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["base", "dpo", "grpo"])
+def test_what_an_audit_reads_in_bf16_is_that_of_transformers_in_fp32(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    from triptych.alignment.encoding import encode_pairs
+
+    monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / "cache"))
+    folder = trained(kind, tmp_path / "adapter")
+    base = load_language_model("starter", dtype="bfloat16")
+    policy = base if folder is None else load_language_model("starter", dtype="bfloat16", adapter=folder)
+    pairs = encode_pairs(load_pairs("starter", limit=12), "auto", base.tokenizer, 256).pairs[6:]
+    groups = [pair.group._replace(completions=pair.group.completions[:1]) for pair in pairs]
+    with quiet_transformers():
+        plain = AutoModelForCausalLM.from_pretrained(resolve_source("starter").folder, dtype=torch.float32)
+        total, count = 0.0, 0
+        expected = [logits_of(plain, group) for group in groups]
+        adapted = plain if folder is None else peft.PeftModel.from_pretrained(plain, folder)
+        perplexity = loop_perplexity(adapted, groups)
+    for group, logits in zip(groups, expected, strict=True):
+        p, q = (torch.log_softmax(one.double(), -1) for one in (logits_of(adapted, group), logits))
+        total, count = total + float((p.exp() * (p - q)).sum()), count + len(p)
+    records = divergence(read(policy, base, groups), seed=0)
+    kl, exact = value(records, "kl_chosen"), total / count
+    found = value(records, "perplexity")
+    record_property("figures", f"{kind}: KL {kl:.3g} (fp32 {exact:.3g}), perplexity {found:.4f} ({perplexity:.4f})")
+    assert found == pytest.approx(perplexity, rel=5e-3)
+    assert (exact > 1e-3) == (kind != "base")
+    # What bf16 rounds in the body stays, on two sides.
+    assert kl == pytest.approx(exact, rel=0.1, abs=1e-3)
 
 
 @pytest.fixture

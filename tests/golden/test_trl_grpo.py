@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from triptych.alignment.adapters import LoraConfig
 from triptych.alignment.advantages import ADVANTAGES, AdvantageName
 from triptych.alignment.grpo import GrpoConfig
+from triptych.alignment.importance import ImportanceSampling, Mode, importance_weights
 from triptych.alignment.packing import Group, Packed
 from triptych.alignment.policy import Policy
 from triptych.alignment.policy_losses import (
@@ -172,7 +173,7 @@ def natively(
     packed = case.packed
     batch = PolicyBatch(
         logps=case.policy.logprobs(packed, temperature=TEMPERATURE).logprobs,
-        behaviour_logps=behaviour,
+        old_logps=behaviour,
         ref_logps=case.policy.reference_logprobs(packed, temperature=TEMPERATURE) if loss.beta else None,
         sequence=packed.sequence,
         advantages=ADVANTAGES[advantage](given_rewards()).reshape(-1),
@@ -186,6 +187,41 @@ def natively(
     out = policy_loss(loss, batch)
     out.loss.backward()
     return Step(float(out.loss), taken(case.policy.parameters)), out
+
+
+def first_step_by_trl(trainer: Any, case: Rollouts, behaviour: Tensor) -> Step:
+    """Old log-probabilities and importance ratios by TRL itself, as where vLLM has written."""
+    trainer.use_vllm = True
+    sampled = [one.tolist() for one in behaviour.split(case.packed.lengths.tolist())]
+    before, after = (trainer._generate(PROMPTS)[part] for part in (slice(4), slice(5, None)))
+    trainer._generate = lambda prompts: (*before, sampled, *after)
+    inputs = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS for _ in range(G)])
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    return Step(float(loss), taken(trained_by(trainer)))
+
+
+def first_step_natively(case: Rollouts, loss: PolicyLoss, behaviour: Tensor, config: ImportanceSampling) -> Step:
+    packed = case.packed
+    logps = case.policy.logprobs(packed, temperature=TEMPERATURE).logprobs
+    batch = PolicyBatch(
+        logps=logps,
+        old_logps=logps.detach(),
+        ref_logps=case.policy.reference_logprobs(packed, temperature=TEMPERATURE) if loss.beta else None,
+        sequence=packed.sequence,
+        advantages=ADVANTAGES["group_normalised"](given_rewards()).reshape(-1),
+        weights=token_weights(
+            packed.lengths,
+            torch.ones(len(packed.lengths), dtype=torch.bool),
+            aggregation=loss.aggregation,
+            max_tokens=MAX_NEW_TOKENS,
+        ),
+        importance=importance_weights(config, logps, behaviour, packed.sequence, len(packed.lengths)).weights,
+    )
+    out = policy_loss(loss, batch)
+    assert out.clip_fraction == 0.0
+    out.loss.backward()
+    return Step(float(out.loss), taken(case.policy.parameters))
 
 
 def given_rewards() -> Tensor:
@@ -251,6 +287,20 @@ def test_dr_grpo_as_configured_is_trls_without_scaled_rewards(
     config = GrpoConfig(loss=DrGrpo())
     found, _ = natively(rollouts, config.loss, behaviour, config.advantage)
     require_same(found, by_trl(trainer, rollouts, behaviour), record_property)
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("name", ["grpo", "gspo"])
+def test_first_steps_are_trls(
+    name: str, mode: Mode, rollouts: Rollouts, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The ratio is 1, and what is between sampler and training pass is a weight of its own; bounds that bind."""
+    loss, settings, _ = LOSSES[name]
+    behaviour = rollouts.behaviour(0.3)
+    config = ImportanceSampling(mode=mode, clip_max=1.4, clip_min=0.7)
+    theirs = {f"vllm_importance_sampling_{key}": value for key, value in config}
+    expected = first_step_by_trl(tiny_trainer(rollouts, tmp_path, beta=0.04, **settings, **theirs), rollouts, behaviour)
+    require_same(first_step_natively(rollouts, loss(0.04), behaviour, config), expected, record_property)
 
 
 @pytest.mark.parametrize(("name", "scale"), [("group_normalised", "group"), ("centred", "none")])

@@ -24,7 +24,8 @@ keys, values, shared_keys, shared_values = draw(8, 3, 64, 64), draw(8, 3, 64, 64
 rows, out, factors = np.arange(8), np.zeros((8, 576), np.float32), draw(8, 64)
 lengths, starts, prompts = np.full(8, 20), np.zeros(8, np.int64), np.full(8, 37)
 decode_attention(
-    draw(8, 960), factors, factors, keys, values, rows, lengths, shared_keys, shared_values, starts, prompts, (0, 0, 0), out
+    draw(8, 960), factors, factors, keys, values, np.arange(9), rows, lengths, shared_keys, shared_values,
+    starts, prompts, (0, 0, 0), out
 )
 print(hashlib.sha256(out.tobytes()).hexdigest(), len(decode_attention.stats.cache_hits))
 """

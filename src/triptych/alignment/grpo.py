@@ -6,6 +6,8 @@ plain functions chosen by the configuration.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from statistics import median
 from typing import Annotated, Any, NamedTuple
 
@@ -18,6 +20,7 @@ from triptych.alignment.advantages import ADVANTAGES, AdvantageName, zero_varian
 from triptych.alignment.dpo import dropout_generator
 from triptych.alignment.encoding import EncodedPair
 from triptych.alignment.head import TokenComparison
+from triptych.alignment.importance import ImportanceFigures, ImportanceSampling, importance_weights
 from triptych.alignment.loop import Decision, TrainingConfig
 from triptych.alignment.optimisation import OptimiserConfig, accumulate
 from triptych.alignment.packing import Group, Packed, micro_batches, offsets, pass_tokens
@@ -72,6 +75,8 @@ class GrpoConfig(TrainingConfig):
     """Optimizer steps."""
     iterations: Annotated[int, Field(ge=1)] = 1
     """Optimizer steps on the same rollouts (μ)."""
+    importance_sampling: ImportanceSampling = ImportanceSampling()
+    """Of the gap between the engine that writes and the pass that trains."""
     mask_truncated: bool = False
     """Leave completions out of the loss that ran into the length limit."""
     eval_prompts: int = Field(default=32, ge=1)
@@ -133,6 +138,8 @@ class GrpoTask:
         self._pass_tokens = config.pass_tokens(policy.lm.device)
         self._watch = CollapseWatch(config.watch)
         self._rolled: Rolled | None = None
+        self._old_logprobs: list[Tensor] = []
+        """Of the rollouts, pass by pass, from the first update on them."""
         self.total_steps = config.steps
         self.last_evaluation: dict[str, list[float | None]] = {}
         """Rewards, gold and lengths of the latest evaluation, a value a held-out prompt, for paired figures."""
@@ -145,7 +152,7 @@ class GrpoTask:
 
     def accumulate(self, step: int) -> dict[str, float | None]:
         if self._rolled is None or step % self._config.iterations == 0:
-            self._rolled = self._roll(step)
+            self._rolled, self._old_logprobs = self._roll(step), []
         return {**self._rolled.measured, **self._update(self._rolled, step)}
 
     def evaluate(self) -> dict[str, float | None]:
@@ -228,51 +235,65 @@ class GrpoTask:
 
     def _update(self, rolled: Rolled, step: int) -> dict[str, float | None]:
         config = self._config
-        parts, sums = [], torch.zeros(5, dtype=torch.float64)
+        parts, sums, importance = [], torch.zeros(6, dtype=torch.float64), ImportanceFigures()
+        old_logprobs: list[Tensor] = []
         starts = offsets([len(group.rollouts) for group in rolled.groups])
         sizes = [group.group.n_tokens for group in rolled.groups]
 
-        def read(part: range) -> tuple[Tensor, tuple[PolicyLossOutput, Tensor]]:
-            groups = [rolled.groups[i] for i in part]
-            rows = slice(starts[part.start], starts[part.stop])
+        def read(part: tuple[int, range]) -> tuple[Tensor, tuple[PolicyLossOutput, Tensor, ImportanceFigures, Tensor]]:
+            number, part_rows = part
+            groups = [rolled.groups[i] for i in part_rows]
+            rows = slice(starts[part_rows.start], starts[part_rows.stop])
             packed = self.policy.pack([group.group for group in groups])
             dropout = dropout_generator(config, self._seed, step, groups[0].prompt.id)
             own = self.policy.logprobs(packed, temperature=config.temperature, generator=dropout)
             device = own.logprobs.device
+            logps = own.logprobs.detach()
+            # Of the same pass in the first update, so that what is new is what an update did, and no rounding.
+            old = self._old_logprobs[number] if self._old_logprobs else logps
             behaviour = torch.tensor([p for g in groups for one in g.rollouts for p in one.behaviour_logprobs])
+            behaviour, sequence = behaviour.to(device), packed.sequence.to(device)
+            weights = importance_weights(config.importance_sampling, old, behaviour, sequence, len(packed.lengths))
             # Also where it has no weight in the loss: a policy that drifts unmeasured is how collapses go unseen.
             reference = self.policy.reference_logprobs(packed, temperature=config.temperature)
             batch = PolicyBatch(
                 logps=own.logprobs,
-                behaviour_logps=behaviour.to(device),
+                old_logps=old,
                 ref_logps=reference,
-                sequence=packed.sequence.to(device),
+                sequence=sequence,
                 advantages=rolled.advantages[rows].to(device),
                 weights=rolled.weights[rows].to(device),
+                importance=weights.weights if config.importance_sampling.correction else None,
             )
             out = policy_loss(config.loss, batch)
             first = self.policy.first_token_probability(own, packed, self.policy.lm.eos_ids)
-            logps = own.logprobs.detach()
+            gap = logps - behaviour
             measured = (
                 own.entropies.sum(),
                 k3(logps, reference).sum(),
-                (logps - batch.behaviour_logps).abs().sum(),
+                gap.abs().sum(),
+                gap.sum(),
                 first.sum(),
                 torch.tensor(float(packed.n_tokens), device=device),
             )
-            return out.loss, (out, torch.stack(measured).double().cpu())
+            sums_of = torch.stack(measured).double().cpu()
+            return out.loss, (out, sums_of, ImportanceFigures.measure(weights), old)
 
         most = pass_tokens(sizes, self._pass_tokens, self.policy.trunk.lanes.count)
         passes = micro_batches(sizes, max_tokens=most, max_groups=config.micro_batch_size)
-        for out, measured in accumulate(read, passes, self.policy.parameters.values(), self.policy.trunk.lanes):
+        todo, lanes = [*enumerate(passes)], self.policy.trunk.lanes
+        for out, measured, figures, old in accumulate(read, todo, self.policy.parameters.values(), lanes):
             parts.append(out)
             sums += measured
+            importance |= figures
+            old_logprobs.append(old)
+        self._old_logprobs = old_logprobs
         n_tokens = sum(len(one.token_ids) for group in rolled.groups for one in group.rollouts)
         n = sum(len(group.rollouts) for group in rolled.groups)
         whole = total(parts) if parts else None
         counted = [0.0, 0.0, 0.0] if whole is None else [float(whole.loss), float(whole.clipped), float(whole.tokens)]
-        entropy, divergence, gap, first_eos, tokens, loss, clipped, seen, all_tokens, all_n = self._workers.sum_of(
-            [*sums.tolist(), *counted, float(n_tokens), float(n)]
+        entropy, divergence, gap, bias, first_eos, tokens, loss, clipped, seen, all_tokens, all_n = (
+            self._workers.sum_of([*sums.tolist(), *counted, float(n_tokens), float(n)])
         )
         return {
             "loss": loss,
@@ -280,9 +301,17 @@ class GrpoTask:
             "entropy": entropy / all_tokens,
             "kl": divergence / all_tokens,
             "behaviour_gap": gap / all_tokens,
+            "behaviour_bias": bias / all_tokens,
+            **self._together(importance).named(),
             "eos_first": first_eos / all_n,
             "tokens": tokens,
         }
+
+    def _together(self, figures: ImportanceFigures) -> ImportanceFigures:
+        """Of all workers."""
+        every, width = self._workers.gather(figures), len(figures)
+        parts = [ImportanceFigures(*every[at : at + width]) for at in range(0, len(every), width)]
+        return reduce(or_, parts)
 
     def measure(self, groups: Sequence[RolloutGroup], scored: Scored, rewards_P_G: Tensor) -> dict[str, float | None]:
         """What a batch of rollouts looks like, over all workers."""

@@ -37,6 +37,7 @@ class Policy:
         share_prefix: compute a prompt once for all its completions, where the model can.
         path: `fused` or `generic`; None takes the fused path where the model has one.
         load_reference: for full fine-tuning, loads another copy of the base.
+        as_written: read texts by the arithmetic that the decoding engine writes them with, where the path can.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Policy:
         share_prefix: bool = True,
         path: str | None = None,
         load_reference: Callable[[], LanguageModel] | None = None,
+        as_written: bool = False,
     ) -> None:
         self.lm = lm
         self.seed = seed
@@ -72,6 +74,7 @@ class Policy:
             checkpointing=checkpointing,
             share_prefix=share_prefix,
             path=path,
+            as_written=as_written,
         )
 
     @property

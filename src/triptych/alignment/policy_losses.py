@@ -1,8 +1,8 @@
 """The GRPO family on flat, ragged tokens: no padding, so nothing is masked and nothing is counted twice.
 
 `t` runs over the completion tokens of a micro-batch, one completion after another; `sequence[t]` says which of its `n`
-completions a token belongs to. Log-probabilities are in nats, under the distribution that was sampled from (temperature
-and truncation included). A completion never spans two micro-batches.
+completions a token belongs to. Log-probabilities are in nats, at the sampling temperature. A completion never spans two
+micro-batches.
 
 Each token weighs what [`token_weights`][triptych.alignment.policy_losses.token_weights] gives its completion, computed
 once over the whole batch: micro-batches and processes then only add up, and 1 × 8 is 8 × 1. To add a variant: a config
@@ -28,8 +28,9 @@ class PolicyBatch(NamedTuple):
 
     logps: Float[Tensor, " t"]
     """Under the policy that is trained; these carry the gradient."""
-    behaviour_logps: Float[Tensor, " t"]
-    """Under the policy that wrote the completions, kept from then."""
+    old_logps: Float[Tensor, " t"]
+    """Under the policy before the first update on these completions, by the pass that trains it: what ratios and clip
+    ranges are taken against. In the first update they are `logps` themselves, and every ratio is exactly 1."""
     ref_logps: Float[Tensor, " t"] | None
     """Under the reference; None where no KL is wanted."""
     sequence: Int[Tensor, " t"]
@@ -38,6 +39,9 @@ class PolicyBatch(NamedTuple):
     """One a completion."""
     weights: Float[Tensor, " n"]
     """Of each token of a completion, from `token_weights` over the whole batch; 0: left out."""
+    importance: Float[Tensor, " t"] | None = None
+    """What the surrogate of each token is multiplied with, for having been written by another distribution; without
+    gradient (`triptych.alignment.importance`). None: 1."""
 
 
 class PolicyLossOutput(NamedTuple):
@@ -121,7 +125,7 @@ def token_weights(
 
 def clipped_surrogate(
     logps: Float[Tensor, " t"],
-    behaviour_logps: Float[Tensor, " t"],
+    old_logps: Float[Tensor, " t"],
     advantages_per_token: Float[Tensor, " t"],
     *,
     clip_low: float = 0.2,
@@ -130,7 +134,7 @@ def clipped_surrogate(
 ) -> Surrogate:
     """PPO's pessimistic surrogate with a clip range of two sides.
 
-        -min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high) A),   ρ = exp(logp - behaviour_logp)
+        -min(ρA, clip(ρ, 1 - clip_low, 1 + clip_high) A),   ρ = exp(logp - old_logp)
 
     `delta` bounds ρ also where A < 0 and nothing else does. `clipped` is True where the gradient is cut off: A > 0 and
     ρ > 1 + clip_high, or A < 0 and ρ < 1 - clip_low (or > delta).
@@ -138,21 +142,21 @@ def clipped_surrogate(
     Source: Schulman et al. 2017, eq. 7; two ranges: Yu et al. 2025 (DAPO), eq. 10; delta: INTELLECT-2, 2025.
     Written without the min, whose two arms share the gradient where they tie. TRL does not count what delta clips.
     """
-    return _clip(_exp(logps - behaviour_logps), advantages_per_token, clip_low, clip_high, delta)
+    return _clip(_exp(logps - old_logps), advantages_per_token, clip_low, clip_high, delta)
 
 
 def sequence_log_ratio(
-    logps: Float[Tensor, " t"], behaviour_logps: Float[Tensor, " t"], sequence: Int[Tensor, " t"], n: int
+    logps: Float[Tensor, " t"], old_logps: Float[Tensor, " t"], sequence: Int[Tensor, " t"], n: int
 ) -> Float[Tensor, " n"]:
     """GSPO's log importance ratio of whole completions, length-normalised; 0 for a completion without tokens.
 
-        log s_i = 1 / |y_i| · Σ_t (logp_t - behaviour_logp_t)
+        log s_i = 1 / |y_i| · Σ_t (logp_t - old_logp_t)
 
     The gradient flows through every logp_t with weight 1 / |y_i|.
 
     Source: Zheng et al. 2025, eq. 7 (not the token variant GSPO-token of eq. 13).
     """
-    sums = logps.new_zeros(n).index_add(0, sequence, logps - behaviour_logps)
+    sums = logps.new_zeros(n).index_add(0, sequence, logps - old_logps)
     return sums / torch.bincount(sequence, minlength=n).clamp(min=1)
 
 
@@ -276,13 +280,13 @@ PolicyLoss: TypeAlias = Annotated[Grpo | Dapo | DrGrpo | Gspo, Field(discriminat
 
 
 def _by_token(config: ClippedLoss, batch: PolicyBatch) -> Surrogate:
-    ratio = _exp(batch.logps - batch.behaviour_logps)
+    ratio = _exp(batch.logps - batch.old_logps)
     return _clip(ratio, batch.advantages[batch.sequence], config.clip_low, config.clip_high, config.delta)
 
 
 def _by_completion(config: ClippedLoss, batch: PolicyBatch) -> Surrogate:
     """Each token stands for its completion: weighted with 1 / (N |y_i|), they make its 1 / N."""
-    log_ratio = sequence_log_ratio(batch.logps, batch.behaviour_logps, batch.sequence, len(batch.advantages))
+    log_ratio = sequence_log_ratio(batch.logps, batch.old_logps, batch.sequence, len(batch.advantages))
     whole = _clip(_exp(log_ratio), batch.advantages, config.clip_low, config.clip_high, config.delta)
     return Surrogate(whole.losses[batch.sequence], whole.clipped[batch.sequence])
 
@@ -298,9 +302,10 @@ SURROGATES: dict[str, Callable[[ClippedLoss, PolicyBatch], Surrogate]] = {
 def policy_loss(config: PolicyLoss, batch: PolicyBatch) -> PolicyLossOutput:
     """The loss that a config chooses, of one micro-batch.
 
-        Σ_t w(t) · (surrogate_t + beta · k3_t),   w(t) = weights[sequence[t]]
+        Σ_t w(t) · (importance_t · surrogate_t + beta · k3_t),   w(t) = weights[sequence[t]]
 
-    The loss is 0 while the policy is still the one that wrote (and advantages sum to 0), and its gradient is not.
+    As TRL has it, the penalty is not weighted. The loss is 0 in the first update (where advantages sum to 0 and the
+    importance is 1), and its gradient is not.
     No token at all gives 0.
 
     Raises:
@@ -314,6 +319,8 @@ def policy_loss(config: PolicyLoss, batch: PolicyBatch) -> PolicyLossOutput:
     surrogate, weights = SURROGATES[config.name](config, batch), batch.weights[batch.sequence]
     counted = weights > 0
     losses, sum_k1, sum_k3 = surrogate.losses, None, None
+    if batch.importance is not None:
+        losses = batch.importance * losses
     if batch.ref_logps is not None:
         penalty = k3(batch.logps, batch.ref_logps)
         losses = losses + config.beta * penalty if config.beta else losses

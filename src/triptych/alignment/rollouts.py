@@ -1,7 +1,6 @@
 """Rollouts: groups of completions written by the decoding engine, with the log-probabilities they were drawn at.
 
-What the engine kept at sampling time is the behaviour policy, to the rounding of its merged weights: importance ratios
-are taken against that, never against a second forward pass that would hide the difference.
+What the engine kept at sampling time is the distribution that was drawn from: importance weights are taken against it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -195,6 +195,7 @@ def _new_policy(panel: Panel, config: TrainingConfig) -> Policy:
         share_prefix=config.share_prefix,
         path=config.path,
         load_reference=load,
+        as_written=isinstance(config, GrpoConfig),
     )
 
 

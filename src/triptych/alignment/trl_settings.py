@@ -104,6 +104,8 @@ def grpo_settings(config: GrpoConfig) -> dict[str, Any]:
         "num_iterations": config.iterations,
         "max_completion_length": config.max_new_tokens,
         "temperature": config.temperature,
+        # In force where vLLM writes.
+        **{f"vllm_importance_sampling_{key}": value for key, value in config.importance_sampling},
         "mask_truncated_completions": config.mask_truncated,
         # The rows are in our order already.
         "shuffle_dataset": False,

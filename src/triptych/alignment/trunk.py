@@ -47,8 +47,11 @@ def make_trunk(
     checkpointing: bool = False,
     share_prefix: bool = True,
     path: str | None = None,
+    as_written: bool = False,
 ) -> Trunk:
     """The body of `base`, which lies inside `model`: by the fused path where that can train it, else generic.
+
+    `as_written`: the fused path reads by the arithmetic that the decoding engine writes with.
 
     Raises `ConfigError` for a path the model has not.
     """
@@ -59,7 +62,8 @@ def make_trunk(
         raise ConfigError("this model has no fused training path (Llama on CPU with LoRA has); choose generic")
     body = base.base_model
     if can_fuse and path != "generic":
-        fused = FusedTrunk(body, dropout=0.0 if lora is None else lora.dropout, checkpoint=checkpointing)
+        dropout = 0.0 if lora is None else lora.dropout
+        fused = FusedTrunk(body, dropout=dropout, checkpoint=checkpointing, as_written=as_written)
 
         def run(packed: Packed, use_lora: bool, generator: torch.Generator | None) -> Tensor:
             return fused.hidden(packed, use_lora=use_lora, generator=generator)

@@ -31,7 +31,8 @@ def divergence(tokens: Sequence[ReadToken], *, seed: int) -> list[AuditRecord]:
     over the tokens of held-out chosen answers (EOS counted; perplexity, KL) and of own responses (KL, k1, k3), which
     weigh by their tokens. Perplexities are compared on the same tokens: their ratio is the exponential of the mean
     difference of negative log-probabilities, and exactly 1 where both are the same model. k1 and k3 are unbiased for
-    the KL where responses are drawn at temperature 1, as here (Schulman 2020).
+    the KL where responses are drawn at temperature 1, as here (Schulman 2020). `kl_floor` is the base's KL to itself
+    where each text is read in a pass of its own: what rounding alone makes of it.
     """
     records: list[AuditRecord] = []
     for model, own in by_model(tokens, lambda token: token.model).items():
@@ -44,7 +45,9 @@ def divergence(tokens: Sequence[ReadToken], *, seed: int) -> list[AuditRecord]:
 def _on_chosen(model: str, tokens: Sequence[ReadToken], seed: int) -> Iterator[AuditRecord]:
     yield About(model, "perplexity").record(exponential(_mean([-t.logprob for t in tokens], tokens, seed)))
     yield About(model, "nll").record(_mean([-t.logprob for t in tokens], tokens, seed))
-    if model != BASE:
+    if model == BASE:
+        yield About(model, "kl_floor").record(_mean([t.kl for t in tokens], tokens, seed))
+    else:
         rise = _mean([t.reference_logprob - t.logprob for t in tokens], tokens, seed)
         yield About(model, "nll").record(rise, against=BASE)
         yield About(model, "perplexity_ratio").record(exponential(rise), against=BASE)

@@ -188,7 +188,7 @@ class ReadToken(NamedTuple):
     reference_logprob: float
     """Under the base."""
     kl: float
-    """Exact, over the whole vocabulary, of the prediction of this token."""
+    """Exact, over the whole vocabulary, of the prediction of this token; of the base: to itself in another pass."""
 
 
 RESPONSES_SCHEMA = pa.schema(

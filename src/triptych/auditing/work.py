@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from triptych.alignment.head import TokenComparison
-from triptych.alignment.packing import Group
+from triptych.alignment.packing import Group, pack
 from triptych.alignment.rollouts import NO_RULES
 from triptych.auditing.checkpoints import Checkpoint, lineage, load_checkpoint
 from triptych.auditing.perturbations import PERTURBATIONS
@@ -105,7 +106,7 @@ class Workbench:
         release()
         self._clock = time.monotonic()
         lm = load_checkpoint(checkpoint, self._base.lm, device=self._material.device)
-        reader = self._base if checkpoint.folder is None else Reader(lm)
+        reader = self._base if checkpoint.folder is None else Reader(lm, self._base)
         if checkpoint.name != BASE and checkpoint.change is None:
             self._note_lineage(checkpoint, lm)
         self._write_responses(checkpoint, lm)
@@ -183,8 +184,13 @@ class Workbench:
             theirs = kept.get(number)
             if theirs is None:
                 theirs = self._base.states(part.packed)
-            mine = theirs if reader is self._base else reader.states(part.packed)
-            return theirs, compare(reader, mine, self._base, theirs, part.packed)
+            if reader is self._base:
+                # Each text in a pass of its own: the same numbers but for rounding, which is the floor of every KL.
+                alone = [pack([groups[i]], share_prefix=reader.trunk.shares_prefix) for i in part.rows]
+                mine = torch.cat([reader.states(packed) for packed in alone])
+                found = compare(reader, mine, reader, theirs, part.packed)
+                return theirs, found._replace(logprobs=found.reference)
+            return theirs, compare(reader, reader.states(part.packed), self._base, theirs, part.packed)
 
         readers = [reader, self._base]
         todo = self._missing(text, name, passes(groups, readers))

@@ -129,6 +129,7 @@ def decode_attention(
     sin: Any,
     K: Any,
     V: Any,
+    first: Any,
     slots: Any,
     lengths: Any,
     prefix_K: Any,
@@ -140,10 +141,14 @@ def decode_attention(
 ) -> None:
     """Rotary embedding, cache append and attention of one new token a row, over its prompt and its own cache.
 
+    Decoding has one row a slot; reading has all the tokens of a completion, one after the other. It is the same machine
+    code: two kernels would round differently, and in bf16 one such difference is as many as there are roundings.
+
     Args:
         qkv: [rows, (H + 2·H_kv)·D], the merged projection.
         cos, sin: [rows, D] float32, rotary factors at the row's position (halves rotated, as in Llama).
         K, V: caches of one layer, [slots, H_kv, T, D].
+        first: [slots in use + 1]; rows first[j] … first[j + 1] are of one slot, in the order of their tokens.
         slots, lengths: [rows], where the row's cache lies and how many tokens it holds; the new one is appended.
         prefix_K, prefix_V: [H_kv, tokens, D], arenas of prompt caches; the row's prompt is the `prefix_length` tokens
             from `prefix_start` on.
@@ -156,48 +161,49 @@ def decode_attention(
     query_width = kv_heads * group * head_dim
     key_width = kv_heads * head_dim
     scale = F32(1.0) / np.sqrt(F32(head_dim))
-    for r in prange(qkv.shape[0]):
-        n, slot = lengths[r], slots[r]
-        m, start = prefix_length[r], prefix_start[r]
-        # Two contiguous score arrays rather than slices of one: strided rows would keep the loops from becoming SIMD.
-        shared_scores = np.empty((group, m), np.float32)
-        own_scores = np.empty((group, n + 1), np.float32)
-        q = np.empty((group, head_dim), np.float32)
-        o = np.empty((group, head_dim), np.float32)
-        weight = np.empty(group, np.float32)
-        row = qkv[r]
-        cos_low, cos_high, sin_low, sin_high = cos[r, :half], cos[r, half:], sin[r, :half], sin[r, half:]
-        for h in range(kv_heads):
-            at = query_width + h * head_dim
-            key, low, high = K[slot, h, n], row[at : at + half], row[at + half : at + head_dim]
-            for d in range(half):
-                x, y = load(low[d]), load(high[d])
-                key[d] = store(key[d], x * cos_low[d] - y * sin_low[d])
-                key[d + half] = store(key[d], y * cos_high[d] + x * sin_high[d])
-            at += key_width
-            V[slot, h, n, :] = row[at : at + head_dim]
-            for g in range(group):
-                at = (h * group + g) * head_dim
-                query, low, high = q[g], row[at : at + half], row[at + half : at + head_dim]
+    for j in prange(len(first) - 1):
+        for r in range(first[j], first[j + 1]):
+            n, slot = lengths[r], slots[r]
+            m, start = prefix_length[r], prefix_start[r]
+            # Two contiguous score arrays rather than slices of one: strided rows would keep loops from becoming SIMD.
+            shared_scores = np.empty((group, m), np.float32)
+            own_scores = np.empty((group, n + 1), np.float32)
+            q = np.empty((group, head_dim), np.float32)
+            o = np.empty((group, head_dim), np.float32)
+            weight = np.empty(group, np.float32)
+            row = qkv[r]
+            cos_low, cos_high, sin_low, sin_high = cos[r, :half], cos[r, half:], sin[r, :half], sin[r, half:]
+            for h in range(kv_heads):
+                at = query_width + h * head_dim
+                key, low, high = K[slot, h, n], row[at : at + half], row[at + half : at + head_dim]
                 for d in range(half):
                     x, y = load(low[d]), load(high[d])
-                    query[d] = (x * cos_low[d] - y * sin_low[d]) * scale
-                    query[d + half] = (y * cos_high[d] + x * sin_high[d]) * scale
-                o[g, :] = F32(0.0)
-            # The next keys to be read: of the next head, or of the next row's first.
-            later = K[slot, h + 1] if h + 1 < kv_heads else K[slots[min(r + 1, len(slots) - 1)], 0]
-            shared_keys, shared_values = prefix_K[h, start : start + m], prefix_V[h, start : start + m]
-            _scores(shared_scores, q, shared_keys, m, heads, shared_values)
-            _scores(own_scores, q, K[slot, h], n + 1, heads, V[slot, h])
-            for g in range(group):
-                top = _largest(own_scores[g], _largest(shared_scores[g], own_scores[g, 0]))
-                weight[g] = F32(1.0) / (_exponentials(shared_scores[g], top) + _exponentials(own_scores[g], top))
-            _mix(o, shared_scores, shared_values, m, heads, shared_values)
-            _mix(o, own_scores, V[slot, h], n + 1, heads, later)
-            for g in range(group):
-                at = (h * group + g) * head_dim
-                for d in range(head_dim):
-                    out[r, at + d] = store(out[r, at + d], o[g, d] * weight[g])
+                    key[d] = store(key[d], x * cos_low[d] - y * sin_low[d])
+                    key[d + half] = store(key[d], y * cos_high[d] + x * sin_high[d])
+                at += key_width
+                V[slot, h, n, :] = row[at : at + head_dim]
+                for g in range(group):
+                    at = (h * group + g) * head_dim
+                    query, low, high = q[g], row[at : at + half], row[at + half : at + head_dim]
+                    for d in range(half):
+                        x, y = load(low[d]), load(high[d])
+                        query[d] = (x * cos_low[d] - y * sin_low[d]) * scale
+                        query[d + half] = (y * cos_high[d] + x * sin_high[d]) * scale
+                    o[g, :] = F32(0.0)
+                # The next keys to be read: of the next head, or of the next row's first.
+                later = K[slot, h + 1] if h + 1 < kv_heads else K[slots[min(r + 1, len(slots) - 1)], 0]
+                shared_keys, shared_values = prefix_K[h, start : start + m], prefix_V[h, start : start + m]
+                _scores(shared_scores, q, shared_keys, m, heads, shared_values)
+                _scores(own_scores, q, K[slot, h], n + 1, heads, V[slot, h])
+                for g in range(group):
+                    top = _largest(own_scores[g], _largest(shared_scores[g], own_scores[g, 0]))
+                    weight[g] = F32(1.0) / (_exponentials(shared_scores[g], top) + _exponentials(own_scores[g], top))
+                _mix(o, shared_scores, shared_values, m, heads, shared_values)
+                _mix(o, own_scores, V[slot, h], n + 1, heads, later)
+                for g in range(group):
+                    at = (h * group + g) * head_dim
+                    for d in range(head_dim):
+                        out[r, at + d] = store(out[r, at + d], o[g, d] * weight[g])
 
 
 @kernel(parallel=True, fastmath=FAST, nogil=True)

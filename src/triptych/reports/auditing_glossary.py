@@ -86,6 +86,12 @@ AUDIT_TERMS: dict[str, TermInfo] = {
         "nats per token",
         "Σ π (log π − log π_base) over the whole vocabulary, averaged over the tokens of the held-out chosen answers.",
     ),
+    "kl_floor": TermInfo(
+        "KL floor",
+        "nats per token",
+        "The base's KL to itself on the chosen answers, each read in a pass of its own: rounding, and nothing else. "
+        "A KL of less than three times this says little.",
+    ),
     "kl_own": TermInfo(
         "KL on own responses",
         "nats per token",

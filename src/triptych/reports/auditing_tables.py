@@ -114,6 +114,10 @@ def divergence_table(run: Auditing) -> Table:
 
 
 def _divergence_cell(run: Auditing, model: str, metric: str) -> Cell:
+    if model == BASE and metric == "kl_chosen":
+        # Its KL to itself in other passes: what the figures below it in the column must exceed.
+        floor = run.estimate("divergence", Key(BASE, "kl_floor"))
+        return OF_BASE if floor is None else audit_cell(floor)
     if model == BASE and metric != "perplexity":
         return OF_BASE
     return audit_cell(run.estimate("divergence", Key(model, metric, against=AGAINST.get(metric))))

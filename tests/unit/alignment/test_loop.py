@@ -58,6 +58,7 @@ OWN: dict[str, dict[str, Any]] = {
         "temperature": 0.5,
         "steps": 2,
         "iterations": 2,
+        "importance_sampling": {"mode": "token_mask", "clip_max": 0.5},
         "mask_truncated": True,
         "eval_prompts": 1,
         "watch": {"baseline_steps": 1, "window": 1, "entropy_high": {"warn_at": 0.1, "stop_at": 100.0}},

@@ -156,7 +156,7 @@ def test_k3_is_never_negative(dtype: torch.dtype) -> None:
 # Two completions of 2 and 3 tokens, advantages 1 and -2, log-ratios to the behaviour 0.1, 0.3 | -0.5, 0, 0.
 BATCH = PolicyBatch(
     logps=f64(-1.0, -2.0, -1.5, -1.0, -3.0),
-    behaviour_logps=f64(-1.1, -2.3, -1.0, -1.0, -3.0),
+    old_logps=f64(-1.1, -2.3, -1.0, -1.0, -3.0),
     ref_logps=f64(-2.0, -2.0, -1.5, -1.0, -2.0),
     sequence=torch.tensor([0, 0, 1, 1, 1]),
     advantages=f64(1.0, -2.0),

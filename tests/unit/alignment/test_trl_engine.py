@@ -167,7 +167,8 @@ def test_grpo_writes_what_the_native_engine_writes(model: Path, prompts: Path, t
     lines, expected = (read_metrics(tmp_path / engine, "grpo") for engine in ("trl", "native"))
     assert [line["step"] for line in lines] == [1, 2, 3]
     # What only the native engine sees: the first token's probabilities, and its own log-probabilities twice.
-    assert set(expected[0]) - set(lines[0]) == {"eos_first", "behaviour_gap"}
+    importance = {f"importance_{name}" for name in ("min", "mean", "max", "ess", "masked", "raw")}
+    assert set(expected[0]) - set(lines[0]) == {"eos_first", "behaviour_gap", "behaviour_bias", *importance}
     assert set(lines[0]) <= set(expected[0])
     # Two optimizer steps on the same rollouts.
     assert lines[0]["reward"] == lines[1]["reward"]

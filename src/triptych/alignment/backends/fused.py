@@ -9,18 +9,32 @@ The LoRA of every projection of a layer is known; dropout draws one mask for all
 (PEFT draws one each), from a generator that the caller passes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from triptych.alignment.backends import kernels
 from triptych.alignment.packing import Packed, Segment, row_bounds
-from triptych.decoding.kernels import gated_silu
-from triptych.models.llama import Linear, head_dim, is_plain_llama, packed_linear
+from triptych.decoding.kernels import add_rms_norm, decode_attention, gated_silu
+from triptych.models.llama import (
+    Linear,
+    Lora,
+    add_low_rank,
+    attend_to_prompt,
+    has_plain_adapters,
+    head_dim,
+    is_plain_llama,
+    packed_linear,
+    read_loras,
+    rotary_table,
+    steady,
+)
 from triptych.simd import as_array
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -28,17 +42,6 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 BLOCK_TOKENS = 512
 """Keys at most of segments that attend in one product: more is computed than is seen, but a dozen small operations a
 segment and layer are saved."""
-
-
-class Lora(NamedTuple):
-    """A low-rank update x · Aᵀ · Bᵀ · scale of columns start … stop of a merged product."""
-
-    name: str
-    a: nn.Parameter
-    b: nn.Parameter
-    scale: float
-    start: int
-    stop: int
 
 
 class Projection(NamedTuple):
@@ -90,8 +93,33 @@ class Context(NamedTuple):
     blocks: tuple[Block, ...]
     cos: Tensor
     sin: Tensor
+    nothing: Tensor
+    """[T, H] zeros in the dtype of the products."""
+    cache: "Cache | None"
+    """None: attention block by block."""
     use_lora: bool
     checkpoint: bool
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer as decoding has them, and which tokens are whose; shared by the layers of a pass."""
+
+    prompts: tuple[Segment, ...]
+    rows: Tensor
+    """[n]: the tokens of completions, one completion after the other."""
+    first: npt.NDArray[np.int64]
+    """[N + 1]: rows first[j] … first[j + 1] are of completion j."""
+    slots: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    prefix_start: npt.NDArray[np.int64]
+    prefix_length: npt.NDArray[np.int64]
+    """[n] each: a row's completion, the tokens before it in there, and where its prompt lies."""
+    keys: npt.NDArray[Any]
+    values: npt.NDArray[Any]
+    """[N, H_kv, longest, D]"""
+    prompt_keys: npt.NDArray[Any]
+    prompt_values: npt.NDArray[Any]
+    """[H_kv, T, D]"""
 
 
 def supports(base: nn.Module, trainable: Sequence[str]) -> bool:
@@ -99,13 +127,18 @@ def supports(base: nn.Module, trainable: Sequence[str]) -> bool:
     config: Any = getattr(base, "config", None)
     weight = next(base.parameters())
     plain = is_plain_llama(config) and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    plain = plain and has_plain_adapters(base)
     return plain and all(".lora_" in name and any(f".{p}." in name for p in PROJECTIONS) for name in trainable)
 
 
 class FusedTrunk:
-    """The body of a Llama, embedding to last layer; the final norm and the head are not part of it."""
+    """The body of a Llama, embedding to last layer; the final norm and the head are not part of it.
 
-    def __init__(self, llama: Any, *, dropout: float, checkpoint: bool) -> None:
+    `as_written`: by the very arithmetic that the decoding engine writes with, so that hidden states have its bits: its
+    attention, and products of its heights. It costs a little more than attention block by block.
+    """
+
+    def __init__(self, llama: Any, *, dropout: float, checkpoint: bool, as_written: bool) -> None:
         config = llama.config
         self._model = llama
         heads, kv = config.num_attention_heads, config.num_key_value_heads
@@ -113,6 +146,8 @@ class FusedTrunk:
         self._layers = [_read_layer(layer) for layer in llama.layers]
         self._dropout = dropout
         self._checkpoint = checkpoint
+        self._as_written = as_written
+        self._cos, self._sin = rotary_table(llama, getattr(config, "max_position_embeddings", None))
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
     def hidden(self, packed: Packed, *, use_lora: bool, generator: torch.Generator | None) -> Tensor:
@@ -121,9 +156,18 @@ class FusedTrunk:
         `generator` is of the dropout masks; None is evaluation.
         """
         with torch.no_grad():
-            x = self._model.embed_tokens.weight[packed.ids].float()
-            cos, sin = self._model.rotary_emb(x, packed.positions[None])
-        context = Context(self._shape, blocks_of(packed), cos[0].float(), sin[0].float(), use_lora, self._checkpoint)
+            embedded = self._model.embed_tokens.weight[packed.ids]
+        x = embedded.float()
+        context = Context(
+            self._shape,
+            blocks_of(packed),
+            self._cos[packed.positions],
+            self._sin[packed.positions],
+            torch.zeros_like(embedded),
+            _cache_of(packed, self._shape, embedded.dtype) if self._as_written else None,
+            use_lora,
+            self._checkpoint,
+        )
         for layer in self._layers:
             masks = _dropout_masks(layer, len(x), self._dropout, generator) if use_lora else None
             parameters = layer.parameters if use_lora else ()
@@ -153,6 +197,33 @@ def _block(segments: Sequence[Segment]) -> Block:
     first = torch.tensor([behind + segment.start - start for segment in segments])
     whole = Segment(start, int(lengths.sum()), prefix, behind)
     return Block(whole, shared.repeat_interleave(lengths), first.repeat_interleave(lengths))
+
+
+def _cache_of(packed: Packed, shape: Shape, dtype: torch.dtype) -> Cache:
+    own = [segment for segment in packed.segments if segment.prefix_length]
+    lengths = np.array([segment.length for segment in own], np.int64)
+
+    def each(values: Iterable[int]) -> npt.NDArray[np.int64]:
+        return np.repeat(np.array([*values], np.int64), lengths)
+
+    slots, first = each(range(len(own))), np.concatenate(([0], lengths.cumsum()))
+    before = np.arange(len(slots)) - first[slots]
+    kind = np.uint16 if dtype == torch.bfloat16 else np.float32
+    kept = (len(own), shape.kv_heads, max(lengths, default=0), shape.width)
+    read = (shape.kv_heads, packed.n_tokens, shape.width)
+    return Cache(
+        prompts=tuple(segment for segment in packed.segments if not segment.prefix_length),
+        rows=torch.from_numpy(each(segment.start for segment in own) + before),
+        first=first,
+        slots=slots,
+        lengths=before,
+        prefix_start=each(segment.prefix_start for segment in own),
+        prefix_length=each(segment.prefix_length for segment in own),
+        keys=np.empty(kept, kind),
+        values=np.empty(kept, kind),
+        prompt_keys=np.empty(read, kind),
+        prompt_values=np.empty(read, kind),
+    )
 
 
 def _dropout_masks(layer: Layer, rows: int, rate: float, generator: torch.Generator | None) -> list[Tensor | None]:
@@ -213,17 +284,21 @@ def _forward(x: Tensor, context: Context, layer: Layer, masks: list[Tensor | Non
     shape, rows = context.shape, len(x)
     dtype = layer.qkv.weight.dtype
     mask = masks or [None] * 4
-    use = context.use_lora
-    normed = _norm(x, layer.norm_1, shape.epsilon, dtype)
-    qkv = _project(layer.qkv, normed, mask[0], use)
+    normed = _norm(x, layer.norm_1, context)
+    qkv = _project(layer.qkv, normed, mask[0], context)
     q = torch.empty(shape.kv_heads, rows, shape.group, shape.width, dtype=dtype)
     k, v = (torch.empty(shape.kv_heads, rows, shape.width, dtype=dtype) for _ in range(2))
     kernels.split_and_rotate(*map(as_array, (qkv, context.cos, context.sin, q, k, v)))
-    attended, log_sums = _attend(q, k, v, context)
-    middle = x + _project(layer.output, _rows_first(attended), mask[1], use)
-    normed = _norm(middle, layer.norm_2, shape.epsilon, dtype)
-    gate_up = _project(layer.gate_up, normed, mask[2], use)
-    y = middle + _project(layer.down, _gated(gate_up), mask[3], use)
+    if context.cache is None:
+        attended, log_sums = _attend(q, k, v, context)
+        flat = _rows_first(attended)
+    else:
+        flat = _attend_as_written(qkv, context, context.cache)
+        attended, log_sums = _heads_first(flat, shape), []
+    middle = x + _project(layer.output, flat, mask[1], context)
+    normed = _norm(middle, layer.norm_2, context)
+    gate_up = _project(layer.gate_up, normed, mask[2], context)
+    y = middle + _project(layer.down, _gated(gate_up), mask[3], context)
     return y, _Saved(x, q, k, v, log_sums, attended, middle, gate_up)
 
 
@@ -235,14 +310,14 @@ def _backward(d_y: Tensor, saved: _Saved, state: Any) -> tuple[Tensor | None, li
     d_gated, of_down = _project_backward(layer.down, d_y.to(dtype), gated, masks[3], use)
     d_gate_up = torch.empty_like(saved.gate_up)
     kernels.gated_silu_backward(*map(as_array, (saved.gate_up, d_gated, d_gate_up)))
-    normed = _norm(saved.middle, layer.norm_2, shape.epsilon, dtype) if use and layer.gate_up.loras else None
+    normed = _norm(saved.middle, layer.norm_2, context) if use and layer.gate_up.loras else None
     d_normed, of_gate_up = _project_backward(layer.gate_up, d_gate_up, normed, masks[2], use)
     d_middle = d_y.clone()
     _norm_backward(saved.middle, layer.norm_2, shape.epsilon, d_normed, d_middle)
     attended = _rows_first(saved.attended) if use and layer.output.loras else None
     d_attended, of_output = _project_backward(layer.output, d_middle.to(dtype), attended, masks[1], use)
     d_qkv = _attend_backward(_heads_first(d_attended, shape), saved, context)
-    normed = _norm(saved.x, layer.norm_1, shape.epsilon, dtype) if use and layer.qkv.loras else None
+    normed = _norm(saved.x, layer.norm_1, context) if use and layer.qkv.loras else None
     needs_x = bool(state.needs_input_grad[0])
     d_normed, of_qkv = _project_backward(layer.qkv, d_qkv, normed, masks[0], use, needs_input=needs_x)
     if needs_x:
@@ -250,12 +325,18 @@ def _backward(d_y: Tensor, saved: _Saved, state: Any) -> tuple[Tensor | None, li
     return d_middle if needs_x else None, [*of_qkv, *of_output, *of_gate_up, *of_down]
 
 
-def _project(part: Projection, x: Tensor, mask: Tensor | None, use_lora: bool) -> Tensor:
-    out = part.apply(x)
-    for lora in part.loras if use_lora else ():
-        dropped = x if mask is None else x * mask
-        update = (dropped @ lora.a.to(x.dtype).T) @ lora.b.to(x.dtype).T
-        out[:, lora.start : lora.stop].add_(update, alpha=lora.scale)
+def _project(part: Projection, x: Tensor, mask: Tensor | None, context: Context) -> Tensor:
+    loras = part.loras if context.use_lora else ()
+
+    def apply(rows: Tensor) -> Tensor:
+        out = part.apply(rows)
+        if mask is None:
+            add_low_rank(out, loras, rows)
+        return out
+
+    out = apply(x) if context.cache is None else steady(apply)(x)
+    if mask is not None:
+        add_low_rank(out, loras, x * mask)
     return out
 
 
@@ -286,18 +367,55 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, 
     """Attention block by block: [H_kv, T, group, D], and log Σ exp of the scores of each block."""
     out = torch.empty_like(q)
     log_sums = []
-    for segment, shared, first in context.blocks:
+    for block in context.blocks:
+        segment = block.segment
         keys, values = _seen(k, segment), _seen(v, segment)
-        own = _queries(q, segment)
-        scores = torch.bmm(own, keys.transpose(1, 2))
+        scores = torch.bmm(_queries(q, segment), keys.transpose(1, 2))
         log_sum = torch.empty(scores.shape[:2])
-        scale = context.shape.width**-0.5
-        kernels.causal_softmax(
-            as_array(scores), scale, context.shape.group, as_array(shared), as_array(first), as_array(log_sum)
-        )
+        _softmax(scores, block, context.shape, log_sum)
         _queries(out, segment).copy_(torch.bmm(scores, values))
         log_sums.append(log_sum)
     return out, log_sums
+
+
+def _attend_as_written(qkv: Tensor, context: Context, cache: Cache) -> Tensor:
+    """Attention as the decoding engine computes it, [T, H·D]: prompts at once, completions token after token."""
+    shape = context.shape
+    out = torch.empty(len(qkv), shape.kv_heads * shape.group * shape.width, dtype=qkv.dtype)
+    for start, m, _, _ in cache.prompts:
+        rows = slice(start, start + m)
+        keys, values, out[rows] = attend_to_prompt(qkv[rows], context.cos[rows], context.sin[rows], shape.kv_heads)
+        cache.prompt_keys[:, rows], cache.prompt_values[:, rows] = as_array(keys), as_array(values)
+    if len(cache.rows):
+        own = torch.empty(len(cache.rows), out.shape[1], dtype=out.dtype)
+        decode_attention(
+            *map(as_array, (qkv[cache.rows], context.cos[cache.rows], context.sin[cache.rows])),
+            cache.keys,
+            cache.values,
+            cache.first,
+            cache.slots,
+            cache.lengths,
+            cache.prompt_keys,
+            cache.prompt_values,
+            cache.prefix_start,
+            cache.prefix_length,
+            (0,) * shape.group,
+            as_array(own),
+        )
+        out[cache.rows] = own
+    return out
+
+
+def _log_sums(scores: Tensor, block: Block, shape: Shape) -> Tensor:
+    """What the forward pass of `_attend` keeps, where another one was taken."""
+    log_sum = torch.empty(scores.shape[:2])
+    _softmax(scores.clone(), block, shape, log_sum)
+    return log_sum
+
+
+def _softmax(scores: Tensor, block: Block, shape: Shape, log_sum: Tensor) -> None:
+    arrays = map(as_array, (block.shared, block.first, log_sum))
+    kernels.causal_softmax(as_array(scores), shape.width**-0.5, shape.group, *arrays)
 
 
 def _attend_backward(d_out: Tensor, saved: _Saved, context: Context) -> Tensor:
@@ -305,10 +423,12 @@ def _attend_backward(d_out: Tensor, saved: _Saved, context: Context) -> Tensor:
     shape = context.shape
     d_q = torch.empty_like(saved.q)
     d_k, d_v = (torch.zeros(saved.k.shape) for _ in range(2))
-    for (segment, shared, first), log_sum in zip(context.blocks, saved.log_sums, strict=True):
+    for i, block in enumerate(context.blocks):
+        segment, shared, first = block
         keys, values = _seen(saved.k, segment), _seen(saved.v, segment)
         own, d_own = _queries(saved.q, segment), _queries(d_out, segment)
         weights = torch.bmm(own, keys.transpose(1, 2))
+        log_sum = saved.log_sums[i] if saved.log_sums else _log_sums(weights, block, shape)
         d_scores = torch.bmm(d_own, values.transpose(1, 2))
         kernels.causal_softmax_backward(
             as_array(weights),
@@ -360,9 +480,10 @@ def _heads_first(x: Tensor, shape: Shape) -> Tensor:
     return x.view(len(x), shape.kv_heads, shape.group, shape.width).transpose(0, 1).contiguous()
 
 
-def _norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    out = torch.empty(x.shape, dtype=dtype)
-    kernels.rms_norm(as_array(x), as_array(weight), epsilon, as_array(out))
+def _norm(x: Tensor, weight: Tensor, context: Context) -> Tensor:
+    """By decoding's kernel, which adds an update to x first: here nothing, so that x stays what it is."""
+    out = torch.empty_like(context.nothing)
+    add_rms_norm(*map(as_array, (x.detach(), context.nothing, weight)), context.shape.epsilon, as_array(out))
     return out
 
 
@@ -392,21 +513,11 @@ def _read_layer(layer: Any) -> Layer:
 
 
 def _read_projection(owner: Any, *names: str) -> Projection:
-    bases: list[Any] = []
-    weights: list[Tensor] = []
-    loras: list[Lora] = []
-    start = 0
-    for name in names:
-        module = getattr(owner, name)
-        is_lora = hasattr(module, "lora_A")
-        bases.append(module.get_base_layer() if is_lora else module)
-        weight = bases[-1].weight.detach()
-        stop = start + weight.shape[0]
-        for adapter in module.active_adapters if is_lora else ():
-            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-            loras.append(Lora(name, a, b, float(module.scaling[adapter]), start, stop))
-        weights.append(weight)
-        start = stop
+    modules = [getattr(owner, name) for name in names]
+    bases = [module.get_base_layer() if hasattr(module, "get_base_layer") else module for module in modules]
+    weights = [module.weight.detach() for module in bases]
+    starts = [sum(map(len, weights[:i])) for i in range(len(weights))]
+    loras = [lora for module, at in zip(modules, starts, strict=True) for lora in read_loras(module, at) or ()]
     merged = torch.cat(weights) if len(weights) > 1 else weights[0]
     for module, rows in zip(bases, merged.split([len(weight) for weight in weights]), strict=True):
         # The same numbers, once in memory: the modules become views of the merged product.

@@ -1,8 +1,8 @@
 """CPU kernels of the fused training path, compiled by Numba: what lies between its matrix products.
 
-Each forward kernel stands before its backward kernel. Activations are float32 or bfloat16 (`triptych.simd`), the
-residual stream and its gradient are float32, all arithmetic is float32 and rounded once. Why not torch operators: on
-two cores, eager ones take as long again as the matrix products between them.
+What decoding computes too is computed by its kernels (`triptych.decoding.kernels`). Activations are float32 or bfloat16
+(`triptych.simd`), the residual stream and its gradient are float32, all arithmetic is float32 and rounded once. Why not
+torch operators: on two cores, eager ones take as long again as the matrix products between them.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-call"
@@ -18,23 +18,11 @@ from triptych.simd import F32, FAST, exp, load, store
 
 @kernel(parallel=True, fastmath=FAST, nogil=True)
 @no_type_check
-def rms_norm(x: Any, weight: Any, epsilon: float, out: Any) -> None:
-    """out = x / sqrt(mean(x²) + epsilon) · weight; x [rows, H] float32, weight [H]."""
-    width = x.shape[1]
-    for r in prange(x.shape[0]):
-        row, normed = x[r], out[r]
-        squares = F32(0.0)
-        for i in range(width):
-            squares += row[i] * row[i]
-        scale = F32(1.0) / np.sqrt(squares / F32(width) + F32(epsilon))
-        for i in range(width):
-            normed[i] = store(normed[i], row[i] * scale * load(weight[i]))
-
-
-@kernel(parallel=True, fastmath=FAST, nogil=True)
-@no_type_check
 def rms_norm_backward(x: Any, weight: Any, epsilon: float, d_out: Any, d_x: Any) -> None:
-    """d_x += the gradient of `rms_norm` at x, given that of its result; d_x is the float32 gradient of the residual."""
+    """d_x += the gradient at x of out = x / sqrt(mean(x²) + epsilon) · weight, given that of out.
+
+    x and d_x are float32: the residual stream and its gradient.
+    """
     width = x.shape[1]
     for r in prange(x.shape[0]):
         row, d_normed, d_row = x[r], d_out[r], d_x[r]

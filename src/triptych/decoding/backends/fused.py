@@ -1,33 +1,40 @@
-"""The fused CPU path for the Llama family: merged and packed weights, one attention kernel a layer, shared prompts.
+"""The fused CPU path for the Llama family: stacked and packed weights, one attention kernel a layer, shared prompts.
 
 Against the module graph of transformers this merges the query, key and value projections and the gate and up
-projections, packs weights into the layout of the matrix library once, leaves each prompt's cache where the prefill put
-it (rows read it from there, so that a hundred continuations of a prompt share its bytes), and never pads: every row
-attends to exactly its own tokens. It is *not* a general model runner: anything it does not know goes to the generic
-path.
+projections, adds LoRA beside the products as training does, packs weights into the layout of the matrix library once,
+leaves each prompt's cache where the prefill put it (rows read it from there, so that a hundred continuations of a
+prompt share its bytes), and never pads: every row attends to exactly its own tokens. It is *not* a general model
+runner: anything it does not know goes to the generic path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.decoding import kernels
 from triptych.decoding.backends.base import Backend, Prefix, Slots, StepOutput
 from triptych.models import LanguageModel
-from triptych.models.llama import Linear, head_dim, is_plain_llama, packed_linear
+from triptych.models.llama import (
+    Linear,
+    add_low_rank,
+    attend_to_prompt,
+    base_weight,
+    has_plain_adapters,
+    head_dim,
+    is_plain_llama,
+    packed_linear,
+    read_loras,
+    rotary_table,
+    steady,
+)
 from triptych.simd import as_array
 
 _PREFILL_TOKENS = 4096
-_MAX_POSITIONS = 1 << 17
-_LOWEST, _HIGHEST = 64, 240
-"""Rows of one matrix product. For fewer and for more the matrix library takes kernels that round differently (LOG.md,
-2026-11-27): what a row gets must not depend on how many others there are."""
 
 
 class _Layer(NamedTuple):
@@ -40,8 +47,9 @@ class _Layer(NamedTuple):
 
 
 def supports(lm: LanguageModel) -> bool:
-    """Whether the fused path can run this model: a plain Llama on CPU in fp32 or bf16."""
-    return is_plain_llama(lm.base.config) and lm.device.type == "cpu" and lm.dtype in (torch.float32, torch.bfloat16)
+    """Whether the fused path can run this model: a plain Llama on CPU in fp32 or bf16, alone or with LoRA."""
+    is_known = is_plain_llama(lm.base.config) and has_plain_adapters(lm.base)
+    return is_known and lm.device.type == "cpu" and lm.dtype in (torch.float32, torch.bfloat16)
 
 
 class FusedBackend(Backend):
@@ -68,13 +76,9 @@ class FusedBackend(Backend):
         self._embedding = base.model.embed_tokens.weight
         self._layers = [_read_layer(layer) for layer in base.model.layers]
         self._norm = base.model.norm.weight
-        head = _dense_weight(base.lm_head)
-        self.vocabulary = head.shape[0]
-        self._head = _steady(packed_linear(head))
-        with torch.inference_mode():
-            positions = torch.arange(lm.context_length or _MAX_POSITIONS)[None]
-            cos, sin = base.model.rotary_emb(torch.empty(0), positions)
-        self._cos, self._sin = (table[0].float().numpy() for table in (cos, sin))
+        self.vocabulary = len(base_weight(base.lm_head))
+        self._head = _product(base.lm_head)
+        self._cos, self._sin = rotary_table(base.model, lm.context_length)
         dtype = np.dtype(np.uint16 if lm.dtype == torch.bfloat16 else np.float32)
         layers, kv, dim = len(self._layers), self._kv_heads, self._head_dim
         # NumPy asks for huge pages where torch's allocator does not: half the time of an attention call. Pages that
@@ -123,40 +127,52 @@ class FusedBackend(Backend):
     def step(self, slots: Slots, tokens: npt.NDArray[np.int64]) -> StepOutput:
         lengths = self._lengths[slots]
         starts, prefix_lengths = self._prefix_start[slots], self._prefix_length[slots]
-        positions = prefix_lengths + lengths
-        cos, sin = self._cos[positions], self._sin[positions]
-        x = self._embedding[torch.from_numpy(tokens)]
-        normed = self._rms_norm(x, self._layers[0].input_norm)
+        positions = torch.from_numpy(prefix_lengths + lengths)
+        cos, sin = self._cos[positions].numpy(), self._sin[positions].numpy()
         attended = torch.empty((len(slots), len(self._group) * self._kv_heads * self._head_dim), dtype=self._dtype)
-        following = [layer.input_norm for layer in self._layers[1:]] + [self._norm]
-        for i, (layer, next_norm) in enumerate(zip(self._layers, following, strict=True)):
+        each = np.arange(len(slots) + 1)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
             kernels.decode_attention(
-                as_array(layer.qkv(normed)),
+                as_array(qkv),
                 cos,
                 sin,
-                self._keys[i],
-                self._values[i],
+                self._keys[layer],
+                self._values[layer],
+                each,
                 slots,
                 lengths,
-                self._prefix_keys[i],
-                self._prefix_values[i],
+                self._prefix_keys[layer],
+                self._prefix_values[layer],
                 starts,
                 prefix_lengths,
                 self._group,
                 as_array(attended),
             )
-            self._add_norm(x, layer.output(attended), layer.mlp_norm, normed)
-            self._add_norm(x, self._gated_mlp(layer, normed), next_norm, normed)
+            return attended
+
+        hidden = self._run(torch.from_numpy(tokens), attend)
         self._lengths[slots] += 1
-        return StepOutput(self._head(normed), normed)
+        return StepOutput(self._head(hidden), hidden)
 
     def copy(self, source: Slots, target: Slots, start: npt.NDArray[np.int64]) -> None:
         if len(source):
             kernels.copy_slots(self._keys, self._values, source, target, start, self._lengths[source])
             self._lengths[target] = self._lengths[source]
 
-    def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self._eps)
+    def _run(self, tokens: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """What the head reads of each token, [n, H]; `attend` takes a layer's number and its qkv.
+
+        The residual stream is float32, as in training.
+        """
+        x = self._embedding[tokens].float()
+        normed = torch.empty(x.shape, dtype=self._dtype)
+        self._add_norm(x, torch.zeros_like(normed), self._layers[0].input_norm, normed)
+        following = [layer.input_norm for layer in self._layers[1:]] + [self._norm]
+        for i, (layer, next_norm) in enumerate(zip(self._layers, following, strict=True)):
+            self._add_norm(x, layer.output(attend(i, layer.qkv(normed))), layer.mlp_norm, normed)
+            self._add_norm(x, self._gated_mlp(layer, normed), next_norm, normed)
+        return normed
 
     def _add_norm(self, x: Tensor, update: Tensor, weight: Tensor, out: Tensor) -> None:
         arrays = (as_array(tensor) for tensor in (x, update, weight))
@@ -177,33 +193,26 @@ class FusedBackend(Backend):
         """
         lengths = [len(prompt) for prompt in prompts]
         handles = [self._allocate(length) for length in lengths]
-        positions = np.concatenate([np.arange(m) for m in lengths])
-        cos, sin = (torch.from_numpy(table[positions])[:, None] for table in (self._cos, self._sin))
-        x = self._embedding[torch.tensor([token for prompt in prompts for token in prompt])]
-        for i, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._rms_norm(x, layer.input_norm)).view(len(x), -1, self._head_dim)
-            heads = qkv.shape[1] - 2 * self._kv_heads
-            rotated = _rotate(qkv[:, : heads + self._kv_heads], cos, sin).to(self._dtype)
-            q, k, v = rotated[:, :heads], rotated[:, heads:], qkv[:, heads + self._kv_heads :]
-            parts = zip(handles, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-            attended = torch.cat([self._attend_to_itself(i, *part) for part in parts])
-            x = x + layer.output(attended.view(len(x), -1))
-            x = x + self._gated_mlp(layer, self._rms_norm(x, layer.mlp_norm))
-        hidden = self._rms_norm(x, self._norm).split(lengths)
-        logits = self._head(torch.stack([own[-1] for own in hidden]))
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            parts = zip(handles, qkv.split(lengths), strict=True)
+            return torch.cat([self._attend_to_itself(layer, handle, part) for handle, part in parts])
+
+        states = self._run(torch.tensor([token for prompt in prompts for token in prompt]), attend)
+        hidden = states.split(lengths)
+        logits = self._head(torch.stack([rows[-1] for rows in hidden]))
         return [
             Prefix(handle, m, logits[i], hidden[i].clone() if keep_hidden else None)
             for i, (handle, m) in enumerate(zip(handles, lengths, strict=True))
         ]
 
-    def _attend_to_itself(self, layer: int, handle: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of one prompt, [m, heads, D]; keeps its keys and values in the arena."""
+    def _attend_to_itself(self, layer: int, handle: int, qkv: Tensor) -> Tensor:
+        """Causal attention of one prompt, [m, H·D]; keeps its keys and values in the arena."""
         start, m = self._starts[handle]
-        q, k, v = (part.transpose(0, 1) for part in (q, k, v))
-        self._prefix_keys[layer, :, start : start + m] = as_array(k)
-        self._prefix_values[layer, :, start : start + m] = as_array(v)
-        out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)
-        return out[0].transpose(0, 1)
+        keys, values, attended = attend_to_prompt(qkv, self._cos[:m], self._sin[:m], self._kv_heads)
+        self._prefix_keys[layer, :, start : start + m] = as_array(keys)
+        self._prefix_values[layer, :, start : start + m] = as_array(values)
+        return attended
 
     def _allocate(self, length: int) -> int:
         handle, self._next_handle = self._next_handle, self._next_handle + 1
@@ -253,38 +262,15 @@ def _read_layer(layer: Any) -> _Layer:
 
 
 def _product(*modules: Any) -> Linear:
-    """Linear modules that read one input, as one product."""
-    return _steady(packed_linear(*map(_dense_weight, modules)))
-
-
-def _dense_weight(module: Any) -> Tensor:
-    """The matrix a linear module applies; a LoRA layer's active adapters are added to a copy."""
-    if not hasattr(module, "get_delta_weight"):
-        return torch.as_tensor(module.weight)
-    weight = torch.as_tensor(module.get_base_layer().weight)
-    active = [] if module.disable_adapters or module.merged else module.active_adapters
-    for name in active:
-        weight = weight + module.get_delta_weight(name).to(weight.dtype)
-    return weight
-
-
-def _steady(linear: Linear) -> Linear:
-    """The same product at heights between `_LOWEST` and `_HIGHEST` alone, where every row gets the same bits."""
+    """Linear modules that read one input, as one product, with their LoRA beside it."""
+    weights = [base_weight(module) for module in modules]
+    starts = [sum(map(len, weights[:i])) for i in range(len(weights))]
+    loras = [lora for module, at in zip(modules, starts, strict=True) for lora in read_loras(module, at) or ()]
+    product = packed_linear(*weights)
 
     def apply(x: Tensor) -> Tensor:
-        rows = len(x)
-        if rows < _LOWEST:
-            padded = x.new_zeros(_LOWEST, x.shape[1])
-            padded[:rows] = x
-            return linear(padded)[:rows]
-        parts = x.tensor_split(-(-rows // _HIGHEST))
-        return torch.cat([linear(part) for part in parts]) if len(parts) > 1 else linear(x)
+        out = product(x)
+        add_low_rank(out, loras, x)
+        return out
 
-    return apply
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in float32: x [t, heads, D] with halves rotated, cos and sin [t, 1, D]."""
-    x = x.float()
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
+    return steady(apply if loras else product)
