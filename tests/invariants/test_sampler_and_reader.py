@@ -26,7 +26,8 @@ PROMPTS = [Prompt(id=f"p{i}", instruction=f"say {i}", prompt=f"say {'x' * 7 * i}
 
 
 def tiny_bf16() -> LanguageModel:
-    lm = tiny_language_model(tiny_llama(3).to(torch.bfloat16))
+    model: Any = tiny_llama(3)
+    lm = tiny_language_model(model.to(torch.bfloat16))
     return dataclasses.replace(lm, eos_ids=frozenset(range(2, 12)))
 
 

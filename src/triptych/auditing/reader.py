@@ -35,7 +35,7 @@ class Reader:
         if head is not None and beside is not None and beside._head is not None and torch.equal(head, beside._head):
             head = beside._head
         self.logits = logits_of(lm.base) if head is None else partial(F.linear, weight=head)
-        self._head = head
+        self._head: Tensor | None = head
 
     @torch.no_grad()
     def states(self, packed: Packed) -> Tensor:

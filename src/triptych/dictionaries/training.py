@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -225,7 +225,7 @@ class _Run:
         order of a model's latents is free: its own reconstruction stays as it is, and what it remembers moves along.
         """
         self.sae.eval()
-        codes = []
+        codes: list[Any] = []
         for place, rows in enumerate(_sample(self.sae, self.rows, self.seed, epoch, MATCHED_ROWS)):
             coder = self._coders[place]
             calibrate(coder, rows)
