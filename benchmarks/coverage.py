@@ -258,7 +258,7 @@ CELLS: tuple[Cell, ...] = (
     *(
         Cell(
             f"standard deviation, {what}",
-            JACKKNIFE,
+            LOG_JACKKNIFE,
             draw,
             lambda x, seed: sample_std.of(x.a.tolist()),
             lambda x: float(x.a.std()),

@@ -33,7 +33,7 @@ def jackknife_statistic(
 ) -> Estimate:
     """A smooth statistic of the rows (a spread, a ratio of means, a change in standard deviations): t · se about it.
 
-        se² = (K - 1) / K · Σ_k (θ_(k) - θ_(·))²,   [θ ± t(K - 1) · se],   of log θ and exponentiated for a ratio
+        se² = (K - 1) / K · Σ_k (θ_(k) - θ_(·))²,   [θ ± t(K - 1) · se],   of log θ for a ratio or a spread
 
     `statistic(*columns, axis)` reduces arrays [..., prompts] along `axis`; it sees None as NaN. θ_(k) leaves out row k.
     A ratio that is 0 without some row keeps the linear scale, cut at 0. n counts the rows without a missing value.

@@ -107,17 +107,17 @@ def _standardised(changes: FloatArray, scores: FloatArray, axis: int) -> FloatAr
     return np.asarray(np.nanmean(changes, axis=axis) / np.nanstd(scores, axis=axis, ddof=1))
 
 
-def _smooth(statistic: Callable[..., FloatArray]) -> Statistic:
+def _smooth(statistic: Callable[..., FloatArray], *, is_spread: bool = False) -> Statistic:
     def difference(a: FloatArray, b: FloatArray, axis: int) -> FloatArray:
         return np.asarray(statistic(a, axis=axis) - statistic(b, axis=axis))
 
     return Statistic(
-        lambda column: intervals.jackknife_statistic(statistic, [column]),
+        lambda column: intervals.jackknife_statistic(statistic, [column], is_ratio=is_spread),
         lambda a, b, seed: intervals.jackknife_statistic(difference, [a, b]),
     )
 
 
 sample_mean = _smooth(np.nanmean)
-sample_std = _smooth(lambda x, axis: np.asarray(np.nanstd(x, axis=axis, ddof=1)))
+sample_std = _smooth(lambda x, axis: np.asarray(np.nanstd(x, axis=axis, ddof=1)), is_spread=True)
 """The standard deviation of a sample, of the values that there are."""
 sample_median = Statistic(intervals.median, lambda a, b, seed: intervals.median_difference(a, b, seed=seed))
