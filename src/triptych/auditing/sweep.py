@@ -10,12 +10,10 @@ from functools import partial
 from typing import TypeVar
 
 from triptych.auditing.checkpoints import Checkpoint
-from triptych.auditing.collapse import is_empty
 from triptych.auditing.hacking import by_text
 from triptych.auditing.nulls import lora_layers, why_no_lora
 from triptych.auditing.paired import About, mean
 from triptych.auditing.records import BASE, AuditRecord, ReadToken, Response, Score
-from triptych.auditing.verbosity import lengths
 from triptych.models import LanguageModel
 from triptych.records import Estimate
 from triptych.stats import bare, clustered_bootstrap, exponential
@@ -67,7 +65,7 @@ def sweep_records(
     """Perplexity, KL, length, silence and scores of one adapter at every factor, 0 and 1 included.
 
     The rows are those of the base, of the adapter and of the scaled ones. Only prompts and chosen answers that all of
-    them have are counted, so that a curve is of one set of texts. The KL on own responses is 0 at λ = 0 by definition.
+    them have are counted, so that a curve is of one set of texts. KLs are 0 at λ = 0 by definition.
     """
     models = {factor: _model_at(adapter, factor) for factor in sorted({*factors, 0.0, 1.0})}
     plain = _shared([one for one in responses if one.kind == "plain"], models.values())
@@ -79,16 +77,16 @@ def sweep_records(
         own = [one for one in plain if one.model == model]
         read = [token for token in chosen if token.model == model]
         moved = [token for token in written if token.model == model]
-        empty = {one.prompt_id: float(is_empty(one)) for one in own}
+        empty = {one.prompt_id: float(not one.text.strip()) for one in own}
         estimates = {
             "perplexity": exponential(_over_tokens([-token.logprob for token in read], read, seed)),
             "kl_chosen": _over_tokens([token.kl for token in read], read, seed),
             "kl_own": _over_tokens([token.kl for token in moved], moved, seed),
-            "tokens_mean": mean(lengths(own, "tokens"), seed=seed),
+            "tokens_mean": mean({one.prompt_id: float(one.n_tokens) for one in own}, seed=seed),
             "empty_rate": mean(empty, seed=seed, is_share=True),
         }
         if model == BASE:
-            estimates["kl_own"] = bare(0.0, len(own), BY_DEFINITION)
+            estimates |= dict.fromkeys(("kl_chosen", "kl_own"), bare(0.0, len(own), BY_DEFINITION))
         where = category(factor)
         records += [About(adapter, metric, where).record(estimate) for metric, estimate in estimates.items()]
         for scorer in scorers:
