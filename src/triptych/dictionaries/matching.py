@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from triptych.dictionaries.codes import FloatArray
-from triptych.dictionaries.universality import NEGLIGIBLE, IntArray, column_moments
+from triptych.dictionaries.universality import NEGLIGIBLE, IntArray, column_moments, correlation
 
 MATCHED = 0.7
 """Cosine above which two latents count as one."""
@@ -59,8 +59,11 @@ def match_codes(before: Sequence[sparse.csr_matrix], codes: sparse.csr_matrix) -
     stays = ~is_matched & ~is_taken
     order[stays] = np.flatnonzero(stays)
     order[order < 0] = np.flatnonzero(~is_taken & ~stays)
+    if 5 / math.sqrt(codes.shape[0]) > MIN_MATCH:
+        return order  # Too few rows to tell that two latents have nothing in common.
     is_used, is_live = np.any([_is_used(other) for other in before], axis=0), _is_used(codes)[order]
-    crowded = np.flatnonzero(~is_matched & is_used & is_live)
+    is_apart = np.all([correlation([other, codes[:, order]]) < MIN_MATCH / 2 for other in before], axis=0)
+    crowded = np.flatnonzero(~is_matched & is_used & is_live & is_apart)
     free = np.flatnonzero(~is_matched & ~is_used & ~is_live)
     moved = min(len(crowded), len(free))
     crowded, free = crowded[:moved], free[:moved]
@@ -69,9 +72,9 @@ def match_codes(before: Sequence[sparse.csr_matrix], codes: sparse.csr_matrix) -
 
 
 def _is_used(codes: sparse.csr_matrix) -> npt.NDArray[np.bool_]:
-    """Which latents have at least a hundredth of the mean square of an average one."""
-    squares = np.asarray(codes.multiply(codes).mean(axis=0, dtype=np.float64)).ravel()
-    used: npt.NDArray[np.bool_] = squares > NEGLIGIBLE * squares.mean()
+    """Which latents have at least a hundredth of the variance of an average one."""
+    variances = column_moments(codes)[1] ** 2
+    used: npt.NDArray[np.bool_] = variances > NEGLIGIBLE * variances.mean()
     return used
 
 
