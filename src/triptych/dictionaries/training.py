@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -225,7 +226,7 @@ class _Run:
         order of a model's latents is free: its own reconstruction stays as it is, and what it remembers moves along.
         """
         self.sae.eval()
-        codes = []
+        codes: list[csr_matrix] = []
         for place, rows in enumerate(_sample(self.sae, self.rows, self.seed, epoch, MATCHED_ROWS)):
             coder = self._coders[place]
             calibrate(coder, rows)
