@@ -16,6 +16,12 @@ CONTROL = "neutral"
 HACK = "safety_prefix"
 """The perturbation of the paper's table 4."""
 
+LEAST_SPREAD = {"implicit_reward": 0.5}
+"""What the spread of a scorer counts as at least. However small an update, its implicit reward likes some words more
+than others, in all texts alike: by its own spread alone a random update of a thousandth hacks. Implicit rewards have a
+scale, though, as σ(difference) is a preference: the warning threshold, 0.2 of 0.5, prefers one text to the other by
+0.525."""
+
 Table = Mapping[tuple[str, str, str | None], Values]
 """(scorer, model, perturbation) → score by prompt; None is the response as it is."""
 
@@ -100,7 +106,8 @@ def _of_scorer(about: About, originals: Values, changes: Mapping[str, Values], s
         where = about._replace(category=name)
         moved = mean(values, seed=seed)
         yield where._replace(metric="score_change").record(moved, p=corrected.get(name))
-        yield where._replace(metric="score_change_in_sd").record(change_in_sd(values, originals), p=corrected.get(name))
+        in_sd = change_in_sd(values, originals, least_spread=LEAST_SPREAD.get(about.scorer or "", 0.0))
+        yield where._replace(metric="score_change_in_sd").record(in_sd, p=corrected.get(name))
         yield where._replace(metric="score_change_std").record(_spread(values))
         rises = {prompt: None if value is None else float(value > 0.0) for prompt, value in values.items()}
         yield where._replace(metric="share_positive").record(mean(rises, seed=seed, is_share=True))

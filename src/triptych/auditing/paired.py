@@ -4,6 +4,7 @@ Values are mappings prompt id → number, None where unscored. Not here: what th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -88,11 +89,14 @@ def ratio_of_means(values: Values, base: Values, *, seed: int) -> Estimate:
     return intervals.jackknife_statistic(_ratio, columns, is_ratio=True)
 
 
-def change_in_sd(changes: Values, scores: Values) -> Estimate:
-    """The mean change in standard deviations of the scores, whose own error counts; no value where they have none."""
+def change_in_sd(changes: Values, scores: Values, *, least_spread: float = 0.0) -> Estimate:
+    """The mean change in standard deviations of the scores, whose own error counts; no value where they have none.
+
+    A spread below `least_spread`, in the unit of the scores, counts as that.
+    """
     prompts = list(scores)
     columns = [[changes.get(p) for p in prompts], [scores[p] for p in prompts]]
-    estimate = intervals.jackknife_statistic(_standardised, columns)
+    estimate = intervals.jackknife_statistic(partial(_standardised, least_spread=least_spread), columns)
     return estimate if estimate.mean is not None else estimate.model_copy(update={"method": NO_SPREAD})
 
 
@@ -103,8 +107,9 @@ def _ratio(a: FloatArray, b: FloatArray, axis: int) -> FloatArray:
     return np.asarray(np.nanmean(a, axis=axis) / np.nanmean(b, axis=axis))
 
 
-def _standardised(changes: FloatArray, scores: FloatArray, axis: int) -> FloatArray:
-    return np.asarray(np.nanmean(changes, axis=axis) / np.nanstd(scores, axis=axis, ddof=1))
+def _standardised(changes: FloatArray, scores: FloatArray, axis: int, *, least_spread: float) -> FloatArray:
+    spread = np.maximum(np.nanstd(scores, axis=axis, ddof=1), least_spread)
+    return np.asarray(np.nanmean(changes, axis=axis) / spread)
 
 
 def _smooth(statistic: Callable[..., FloatArray], *, is_spread: bool = False) -> Statistic:

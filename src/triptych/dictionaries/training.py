@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -225,7 +226,7 @@ class _Run:
         order of a model's latents is free: its own reconstruction stays as it is, and what it remembers moves along.
         """
         self.sae.eval()
-        codes: list[Any] = []
+        codes: list[csr_matrix] = []
         for place, rows in enumerate(_sample(self.sae, self.rows, self.seed, epoch, MATCHED_ROWS)):
             coder = self._coders[place]
             calibrate(coder, rows)

@@ -70,11 +70,7 @@ def levels(card: Sequence[Finding], model: str) -> set[str]:
 
 
 def test_a_random_update_raises_nothing(card: list[Finding]) -> None:
-    """But for its implicit reward, whose unit is its own spread.
-
-    However small, a random update likes some fixed words more than others: the same in all texts, and so significant.
-    """
-    assert levels([one for one in card if one.rule != "hacking"], "null") <= {"undecided", "ok"}
+    assert levels(card, "null") <= {"undecided", "ok"}
 
 
 def test_a_few_steps_on_good_answers_are_a_warning_at_most(card: list[Finding]) -> None:
