@@ -161,7 +161,7 @@ def rank_correlation(x: Column, y: Column, *, level: float = 0.95) -> Estimate:
 
         tanh(artanh ρ ± z · √((1 + ρ²/2) / (K - 3)))
 
-    No value with fewer than 3 prompts that have both, or where a side is constant; no interval below 5 or at ρ = ±1.
+    No value with fewer than 3 prompts that have both, or where a side is constant; no interval below 5.
 
     Source: Bonett and Wright 2000.
     """
@@ -173,12 +173,16 @@ def rank_correlation(x: Column, y: Column, *, level: float = 0.95) -> Estimate:
         why = "fewer than 3 prompts with both" if n < 3 else "one of the two is the same everywhere"
         return Estimate(mean=None, low=None, high=None, method=f"no estimate: {why}", **counts)
     rho = float(np.corrcoef(scipy.stats.rankdata(known, axis=1))[0, 1])
-    if n < 5 or abs(rho) >= 1.0 - 1e-12:
-        why = TOO_FEW if n < 5 else "no interval: the ranks agree in full"
-        return Estimate(mean=float(np.clip(rho, -1.0, 1.0)), low=None, high=None, method=why, **counts)
+    if n < 5:
+        return Estimate(mean=float(np.clip(rho, -1.0, 1.0)), low=None, high=None, method=TOO_FEW, **counts)
+    # Fisher's z of ranks that agree in full is infinite: their interval is that of one exchange of neighbours.
+    one_exchange = 1.0 - 12.0 / (n * (n**2 - 1.0))
+    is_full, rho = abs(rho) >= 1.0 - 1e-12, float(np.clip(rho, -one_exchange, one_exchange))
     half = float(ndtri(0.5 + level / 2)) * math.sqrt((1.0 + rho**2 / 2.0) / (n - 3))
     low, high = math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
     method = f"{100 * level:g}% Fisher's z, Bonett and Wright's standard error"
+    if is_full:
+        low, rho, high = (low, 1.0, 1.0) if rho > 0.0 else (-1.0, -1.0, high)
     return Estimate(mean=rho, low=low, high=high, method=method, **counts)
 
 

@@ -92,10 +92,19 @@ class TestRankCorrelation:
         x, y = [3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]
         assert rank_correlation(x, y).mean == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
 
+    def test_ranks_that_agree_in_full(self) -> None:
+        # As for one exchange of neighbours among 20: ρ = 1 - 12 / (20 · 399); the end at 1 is 1.
+        found = rank_correlation(range(20), [x * x for x in range(20)])
+        rho = 1 - 12 / (20 * 399)
+        half = 1.959964 * math.sqrt((1 + rho**2 / 2) / 17)
+        assert found.mean == 1.0
+        assert bounds(found) == pytest.approx((math.tanh(math.atanh(rho) - half), 1.0))
+        against = rank_correlation(range(20), [-x for x in range(20)])
+        assert bounds(against) == pytest.approx((-1.0, -math.tanh(math.atanh(rho) - half)))
+
     def test_what_cannot_be_ranked(self) -> None:
         assert rank_correlation([1, 2], [1, 2]).mean is None
         assert rank_correlation([1, 2, 3], [1, 1, 1]).mean is None
-        assert rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]).low is None
         assert rank_correlation([1, None, 3, 4], [1, 2, 3, 5]).n_unscored == 1
 
 

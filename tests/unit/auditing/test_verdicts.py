@@ -8,6 +8,7 @@ from benchmarks.coverage import cards
 
 from triptych.auditing.thresholds import Above, Below, Factor
 from triptych.auditing.verdicts import Check, Verdict, judge
+from triptych.intervals import rank_correlation
 from triptych.records import Estimate
 
 LIMITS = Above(warn=0.1, severe=0.3)
@@ -87,6 +88,13 @@ class TestEvidence:
         factor = Factor(warn=1.25, severe=3.0)
         assert verdict(Check(estimate(1.1, 1.0, 1.2), factor, "factor", scale="log")).level == "ok"
         assert verdict(Check(estimate(1.1, 0.7, 1.2), factor, "factor", scale="log")).level == "undecided"
+
+
+def test_a_reward_that_is_the_length_is_severe_among_quiet_checks() -> None:
+    full = rank_correlation(range(22), range(22))
+    quiet = [Check(estimate(0.0, -0.05, 0.05), LIMITS, "above")] * 90
+    check = Check(full, Above(warn=0.3, severe=0.9), "above", scale="atanh", as_size=True)
+    assert judge([check, *quiet])[0].level == "severe"
 
 
 class TestCards:
