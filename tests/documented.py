@@ -45,7 +45,7 @@ SHORTER: dict[tuple[str, ...], tuple[str, ...]] = {
     ("align", "reward"): ("--limit", "24", "--epochs", "1", "--max-steps", "2"),
     ("align", "dpo"): ("--limit", "24", "--epochs", "1", "--max-steps", "2"),
     ("align", "grpo"): ("--steps", "2", "--max-new-tokens", "8"),
-    ("align", "pairs"): ("--limit", "4", "--max-new-tokens", "8"),
+    ("align", "pairs"): ("--limit", "6", "--samples", "8", "--max-new-tokens", "150"),
     ("audit",): ("--limit", "3", "--max-new-tokens", "8", "--set", "hacking_prompts=2"),
     ("explore",): ("--port", "0", "--no-models"),
     ("interpret", "vision"): (

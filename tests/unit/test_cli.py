@@ -258,7 +258,7 @@ class TestOutput:
             pytest.skip("this system does not name open files")
         monkeypatch.setattr(os, "fsync", full)
         assert "disk full while writing" in require_one_sentence(call(*decode_arguments(model)))
-        assert len(list((here / "run").rglob("*.parquet"))) == 1
+        assert len(list((here / "run" / "decoding" / "parts").rglob("*.parquet"))) == 1
         assert not list((here / "run").rglob(".partial-*"))
         monkeypatch.setattr(os, "fsync", real)
         assert call(*decode_arguments(model)).code == 0

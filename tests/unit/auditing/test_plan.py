@@ -148,8 +148,8 @@ class TestPairs:
         ({"adapters": {"checks": "x"}, "gold": "checks"}, "adapter and scorer 'checks' are both called 'checks'"),
         ({"hacking_prompts": 0}, "hacking_prompts is 0 but must be >= 1"),
         ({"nulls": -1}, "nulls is -1 but must be >= 0"),
-        ({"sweep": [0.5, float("nan")]}, "λ = nan cannot scale an adapter"),
-        ({"sweep": [float("inf")]}, "λ = inf cannot scale an adapter"),
+        ({"sweep": [0.5, float("nan")]}, "sweep.1 is NaN but must be a finite number"),
+        ({"sweep": [float("inf")]}, "sweep.0 is Infinity but must be a finite number"),
         ({"sweep": [-0.5]}, "λ = -0.5 cannot scale an adapter"),
     ],
 )

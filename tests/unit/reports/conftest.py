@@ -116,7 +116,16 @@ def arms(temperatures: tuple[float, ...]) -> list[tuple[str, dict[str, Any], flo
 def estimate(mean: float | None, half: float, n: int, n_clusters: int) -> dict[str, Any]:
     if mean is None:
         none = "no estimate: nothing was scored"
-        return {"mean": None, "low": None, "high": None, "n": 0, "n_clusters": 0, "n_unscored": n, "method": none}
+        return {
+            "mean": None,
+            "low": None,
+            "high": None,
+            "n": 0,
+            "n_clusters": 0,
+            "n_unscored": n,
+            "method": none,
+            "bound": None,
+        }
     one = n_clusters == 1
     return {
         "mean": mean,
@@ -126,6 +135,7 @@ def estimate(mean: float | None, half: float, n: int, n_clusters: int) -> dict[s
         "n_clusters": n_clusters,
         "n_unscored": 0,
         "method": "no interval: one prompt" if one else "95% cluster bootstrap-t, 2000 resamples",
+        "bound": None,
     }
 
 

@@ -121,7 +121,7 @@ def test_single_precision_columns_make_no_new_arms(make_run: MakeRun, tmp_path: 
 
 def test_every_documented_metric_is_described() -> None:
     named = ["mean_logprob", "sampler_mean_logprob", "self_bleu", "tokens", "words", "seq_rep_3", "max_ngram_count"]
-    built_up = ["distinct_1", "ead_3", "distinct_2_at_20", "stop_eos", "stop_repeat", "stop_marker", "stop_length"]
+    built_up = ["distinct_1", "ead_1", "distinct_2_at_20", "stop_eos", "stop_repeat", "stop_marker", "stop_length"]
     for metric in [*named, *built_up, "reward"]:
         assert "Not described" not in describe(metric).definition
         assert "not described" not in describe(metric).definition

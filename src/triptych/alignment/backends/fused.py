@@ -127,7 +127,8 @@ def supports(base: nn.Module, trainable: Sequence[str]) -> bool:
     config: Any = getattr(base, "config", None)
     weight = next(base.parameters())
     plain = is_plain_llama(config) and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    plain = plain and has_plain_adapters(base)
+    # The body alone: a reward model's head is trained whole, and read by its own module.
+    plain = plain and has_plain_adapters(getattr(base, "base_model", base))
     return plain and all(".lora_" in name and any(f".{p}." in name for p in PROJECTIONS) for name in trainable)
 
 

@@ -1,5 +1,5 @@
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +11,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from triptych.auditing.records import PERTURBED_SCHEMA, SCORES_SCHEMA, AuditRecord
+from triptych.files import write_records_json
+from triptych.records import Estimate
 from triptych.reports.auditing_inputs import Auditing, Key, read_auditing
 from triptych.reports.figures import AUDIT_FIGURES, AuditSpec, render, style
 from triptych.reports.figures.auditing import BASE_LOOK, LOOKS, checkpoint_looks
@@ -28,7 +30,17 @@ PAGES = ("#fcfcfa", "#ffffff", "#14171b", "#1b1f24")
 
 @pytest.fixture(scope="module")
 def run(make_audit: MakeAudit, tmp_path_factory: pytest.TempPathFactory) -> Auditing:
-    return read(make_audit(tmp_path_factory.mktemp("audit") / "run"))
+    folder = make_audit(tmp_path_factory.mktemp("audit") / "run")
+    write_records_json(folder / "auditing" / "sweep.json", [*swept("dpo"), *swept("grpo")])
+    return read(folder)
+
+
+def swept(model: str) -> Iterator[AuditRecord]:
+    for metric, base in (("perplexity", 20.0), ("kl_chosen", 0.0), ("tokens_mean", 40.0)):
+        for factor in (0.0, 0.5, 1.0):
+            value = base + factor
+            estimate = Estimate(mean=value, low=value - 0.5, high=value + 0.5, n=12, n_clusters=12, method="by hand")
+            yield AuditRecord(model=model, metric=metric, category=f"λ={factor:g}", estimate=estimate)
 
 
 @pytest.fixture(scope="module")
