@@ -5,8 +5,8 @@
 Healthy runs are simulated from their completions: prompts with lengths of their own, completions that go on in groups
 of four, and a policy whose mean length, entropy and readiness to end wander from step to step (an autoregression of
 0.9) about where they are, or slowly get better. With `--metrics` they are replayed from real runs instead: their steps
-are drawn in blocks of three, so that what follows one another stays together, about the run's own trend. Dying runs are
-healthy ones that fall silent over 20 steps from the middle on. Prints a Markdown table with Wilson's 95 % intervals.
+are drawn in blocks of three, so that what follows one another stays together; a trend is lost. Dying runs are healthy
+ones that fall silent over 20 steps from the middle on. Prints a Markdown table with Wilson's 95 % intervals.
 """
 
 import argparse
